@@ -328,7 +328,8 @@ def _frames(
 
 def _write_gif(path: Path, frames: list[Image.Image], fps: int) -> Path:
     # One palette for all frames: quick, and nothing flickers.
-    palette = frames[-1].quantize(128, kmeans=1, dither=Image.Dither.NONE)
+    palette = frames[-1].quantize(128, dither=Image.Dither.NONE)
+    palette.putpalette([255 if v > 249 else v for v in palette.getpalette() or []])  # pure white
     small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     duration = [round(1000 / fps)] * (len(small) - 1) + [1500]  # the end is worth a look
     partial = path.with_name(f".{path.name}")
