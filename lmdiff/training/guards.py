@@ -1,0 +1,80 @@
+"""What `train` refuses before it starts, with the reason and the way out."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from lmdiff.config import TrainingConfig, to_dict
+from lmdiff.errors import UserError
+from lmdiff.training.checkpoints import list_checkpoints
+from lmdiff.training.manifest import check_same_run, describe_run, read_run
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Refuse settings that cannot train, and torch.compile without a compiler."""
+    for name in ("max_steps", "batch_size", "log_every", "keep_checkpoints"):
+        value = to_dict(config)[name]
+        if value < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"training.{name} = {value}: must be at least 1 (--training.{flag} 1).")
+    if config.compile and not any(
+        map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    ):
+        raise UserError(
+            "training.compile needs a C++ compiler, and none was found. Install one, or train "
+            "with --training.compile False."
+        )
+
+
+def check_accelerator(config: TrainingConfig, accelerator: Accelerator) -> None:
+    """Refuse a world size or a precision that is not what was asked for."""
+    expected = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"{expected} processes were started, and Accelerate sees {accelerator.num_processes}: "
+            "each would train alone, into the same directory (accelerate#2741). Without a GPU, "
+            "start them by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+            f"{expected} scripts/train.py AGENT`."
+        )
+    if accelerator.mixed_precision not in ("no", config.mixed_precision):
+        raise UserError(
+            f"Accelerate was started with mixed precision {accelerator.mixed_precision!r}, and "
+            f"training.mixed_precision is {config.mixed_precision!r}: set one of them (for example "
+            "`accelerate launch --mixed_precision no`)."
+        )
+
+
+def open_run(
+    config: TrainingConfig,
+    run_dir: Path,
+    extras: Mapping[str, Any],
+    accelerator: Accelerator,
+    resume: bool,
+) -> dict[str, Any]:
+    """What run.json shall hold; refuses a directory that does not fit. Writes nothing."""
+    accumulation = accelerator.gradient_accumulation_steps
+    new = describe_run(config, extras, accelerator.num_processes, accumulation)
+    if not resume:
+        if list_checkpoints(run_dir):
+            raise UserError(
+                f"{run_dir} holds a run already. Go on with it (`lmdiff train --resume {run_dir}`) "
+                "or choose another --output."
+            )
+        return new
+    old = read_run(run_dir)
+    if old is None:
+        raise UserError(
+            f"There is no run in {run_dir}: run.json is missing. Train without --resume."
+        )
+    check_same_run(run_dir, old, new)
+    resumed = {key: new[key] for key in ("started", "versions", "git_commit", "machine")}
+    return {**new, "started": old["started"], "resumed": [*old.get("resumed", []), resumed]}
+
+
+def go_on(run_dir: Path) -> str:
+    """How to resume, as a sentence."""
+    return f"Go on with: lmdiff train --resume {run_dir}"

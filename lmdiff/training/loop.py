@@ -1,0 +1,361 @@
+"""The training loop: one for imitation, offline and online RL, of plans and of text.
+
+What is learned is the module's business: its forward returns a loss. The loop knows steps,
+precision, EMA, checkpoints and signals. Batches and noise are pure functions of (seed, step, rank),
+so that a resumed run is, on a CPU, bit for bit the run that was never interrupted.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
+
+from lmdiff.config import TrainingConfig, to_dict
+from lmdiff.errors import UserError
+from lmdiff.training.checkpoints import (
+    Checkpoint,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from lmdiff.training.guards import check_accelerator, check_config, go_on, open_run
+from lmdiff.training.interrupts import GracefulStop, stop
+from lmdiff.training.manifest import write_run
+from lmdiff.training.metrics import Averages, MetricsFile
+from lmdiff.training.seeds import noise_generator, seed_global
+from lmdiff.training.state import capture, frozen_fingerprint, restore, trainable_parameters
+from lmdiff.training.trackers import start_tracker
+
+MAX_SKIPPED_IN_A_ROW = 20
+Evaluate = Callable[[nn.Module, int], dict[str, float]]
+
+
+class Trainable(Protocol):
+    """What `train` needs of a module: its forward. 'loss' is a differentiable scalar.
+
+    Further entries are scalar metrics, the same ones on every rank. All randomness is drawn from
+    `generator` (on the module's device) or from torch's global one; both are seeded at each step.
+    """
+
+    def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+
+def train(
+    config: TrainingConfig,
+    module: nn.Module,
+    batches: Callable[[int], Any],
+    run_dir: Path,
+    *,
+    accelerator: Accelerator | None = None,
+    evaluate: Evaluate | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train `module` for `config.max_steps` steps; at the end it holds the EMA weights.
+
+    Args:
+        config: the budget and the optimizer's settings.
+        module: a `Trainable`. Its train/eval modes are left as they are; initialise it under the
+            same seed on all ranks, and build it the same way before a resume.
+        batches: step -> this rank's batch. A pure function: a resume calls it from the middle.
+            Where gradients are accumulated over n batches, it is called with step * n, then
+            step * n + 1, ...
+        run_dir: gets run.json, metrics.jsonl and checkpoints/.
+        accelerator: one of your own (other processes, accumulation); default: one is made.
+        evaluate: (module with EMA weights, in eval mode; step) -> figures, logged as eval/NAME.
+            It runs on every rank, without gradients; the main process's figures are kept.
+        manifest: what else run.json should tell (plain JSON).
+        resume: go on from the newest whole checkpoint. A finished run is left alone.
+        quiet: no progress bar.
+
+    Returns:
+        The last line of metrics.jsonl.
+
+    Raises:
+        UserError: a setting, run directory, world size or checkpoint that does not fit, or a loss
+            that stays non-finite.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint; the message names the command that resumes.
+        SystemExit: the same for SIGTERM.
+    """
+    check_config(config)
+    accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+    check_accelerator(config, accelerator)
+    description = open_run(config, run_dir, manifest or {}, accelerator, resume)
+    run = _Run(config, module, accelerator, run_dir, evaluate)
+    checkpoint = latest_checkpoint(run_dir) if resume else None
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    metrics = MetricsFile(
+        run_dir / "metrics.jsonl", run.progress.step, writes=accelerator.is_main_process
+    )
+    accelerator.wait_for_everyone()  # every rank has read what it needs before files change
+    if accelerator.is_main_process:
+        write_run(run_dir, description)
+    start_tracker(accelerator, config.tracker, run_dir, to_dict(config))
+
+    hidden = quiet or not accelerator.is_main_process
+    with metrics, GracefulStop(hidden) as interrupt:
+        start = run.progress.step
+        # A run stopped between a checkpoint and its line in metrics.jsonl still owes the line.
+        if start and metrics.last.get("step") != start and run.reports_at(start):
+            run.report(metrics)
+        with tqdm(total=config.max_steps, initial=start, disable=hidden, unit="step") as bar:
+            for step in range(start, config.max_steps):
+                loss, stopping = run.step(batches, step, interrupt.signal)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+                # The checkpoint comes first: an evaluation that fails costs no training.
+                if stopping or run.saves_at(step + 1):
+                    run.save(metrics)
+                if stopping:
+                    stop(stopping, f"Stopped at step {step + 1}. {go_on(run_dir)}")
+                if run.reports_at(step + 1):
+                    run.report(metrics)
+    run.ema.copy_to(run.parameters)
+    accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # undo Accelerate's autocast
+    accelerator.end_training()
+    return metrics.last
+
+
+@dataclass
+class Progress:
+    """Counters that a checkpoint keeps."""
+
+    step: int = 0
+    updates: int = 0  # optimizer steps: those that were not skipped
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class _Run:
+    """The module with all that trains it: optimizer, schedule, EMA, counters."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        module: nn.Module,
+        accelerator: Accelerator,
+        run_dir: Path,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.config, self.module, self.accelerator = config, module, accelerator
+        self.run_dir, self.evaluate = run_dir, evaluate
+        module.to(accelerator.device)
+        self.parameters = list(trainable_parameters(module).values())
+        if not self.parameters:
+            raise UserError("Nothing to train: no parameter of the module requires a gradient.")
+        self.optimizer = _adamw(config, self.parameters)
+        # Not prepared: a prepared scheduler steps once per process (accelerate#1382).
+        self.scheduler = cast(
+            LambdaLR,
+            get_scheduler(
+                config.lr_schedule,
+                self.optimizer,
+                num_warmup_steps=config.warmup_steps,
+                num_training_steps=config.max_steps,
+            ),
+        )
+        # diffusers' decay (1 + n) / (10 + n), capped by ours, soon forgets the initial weights.
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+        self.model = accelerator.prepare_model(module)
+        self.prepared_optimizer = accelerator.prepare_optimizer(self.optimizer)
+        # The wrapper is compiled and the module is not, so that names in checkpoints stay.
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.frozen = frozen_fingerprint(module)
+        self.progress, self.averages = Progress(), Averages()
+        self.saved_step = self.timed_steps = 0
+        self.seconds = 0.0
+
+    def step(
+        self, batches: Callable[[int], Any], step: int, signal_number: int
+    ) -> tuple[float, int]:
+        """One optimizer step; returns its loss and the signal to stop for (0: none) on any rank.
+
+        Raises:
+            UserError: too many non-finite steps in a row.
+        """
+        began = time.perf_counter()
+        seed, rank = self.config.seed, self.accelerator.process_index
+        accumulation = self.accelerator.gradient_accumulation_steps
+        values: dict[str, float] = {}
+        for micro in range(step * accumulation, (step + 1) * accumulation):
+            seed_global(seed, micro, rank)
+            generator = noise_generator(seed, micro, rank, self.accelerator.device)
+            batch = send_to_device(batches(micro), self.accelerator.device)
+            with self.accelerator.accumulate(self.model):
+                with self._autocast():
+                    out = self.forward(batch, generator)
+                self.accelerator.backward(out["loss"])
+            names = sorted(out)
+            # One transfer for all of them: each .item() would wait for the device.
+            numbers = torch.stack([out[name].detach().float() for name in names]).tolist()
+            for name, number in zip(names, numbers, strict=True):
+                values[name] = values.get(name, 0.0) + number / accumulation
+        limit = self.config.gradient_clip or float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        values["grad_norm"] = float(cast(Tensor, norm))
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+        finite, stopping = self._agree(finite, signal_number)
+        self._update(finite)
+        self.progress.step = step + 1
+        if finite:
+            self.averages.add(values)
+        self.seconds += time.perf_counter() - began
+        self.timed_steps += 1
+        return values["loss"], stopping
+
+    def _update(self, finite: bool) -> None:
+        """Step the weights and their average, or leave both alone where something is not finite."""
+        progress = self.progress
+        if finite:
+            self.prepared_optimizer.step()
+            self.scheduler.step()
+            self.ema.step(self.parameters)
+            progress.updates += 1
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+        self.prepared_optimizer.zero_grad()
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
+                f"(up to step {progress.step + 1}). The weights are untouched by them. Try a lower "
+                f"--training.learning-rate (now {self.config.learning_rate:g}), a longer "
+                "--training.warmup-steps, --training.mixed-precision no, and look for NaN in the "
+                "data."
+            )
+
+    def _agree(self, finite: bool, signal_number: int) -> tuple[bool, int]:
+        """All ranks skip, or stop, where one does: else they would diverge, or wait for ever."""
+        if self.accelerator.num_processes == 1:
+            return finite, signal_number
+        mine = torch.tensor(
+            [float(not finite), float(signal_number)], device=self.accelerator.device
+        )
+        everyone = cast(Tensor, self.accelerator.gather(mine[None]))
+        bad, stopping = everyone.max(dim=0).values.tolist()
+        return bad == 0.0, int(stopping)
+
+    def _autocast(self) -> torch.autocast:
+        # Our own: Accelerate's precision is one for the whole process, and patches the forward.
+        enabled = self.config.mixed_precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        every = self.config.checkpoint_every
+        return step == self.config.max_steps or (every > 0 and step % every == 0)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation is due after this step."""
+        every = self.config.evaluate_every
+        due = step == self.config.max_steps or (every > 0 and step % every == 0)
+        return due and self.evaluate is not None
+
+    def reports_at(self, step: int) -> bool:
+        """Whether a line of metrics.jsonl is due after this step."""
+        due = step == self.config.max_steps or step % self.config.log_every == 0
+        return due or self.evaluates_at(step)
+
+    def save(self, metrics: MetricsFile) -> None:
+        """Write a checkpoint, unless this step has one."""
+        if self.saved_step == self.progress.step:
+            return
+        if self.accelerator.is_main_process:
+            metrics.sync()
+            tensors = capture(self.module, self.ema, self.optimizer)
+            state = {
+                "progress": dataclasses.asdict(self.progress),
+                "averages": self.averages.state(),
+                "frozen": self.frozen,
+            }
+            keep = self.config.keep_checkpoints
+            save_checkpoint(self.run_dir, self.progress.step, tensors, state, keep)
+        self.accelerator.wait_for_everyone()
+        self.saved_step = self.progress.step
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            UserError: it is of another network or another frozen language model.
+        """
+        if checkpoint.state["frozen"] != self.frozen:
+            raise UserError(
+                f"{checkpoint.path} was trained beside other frozen weights than the module has "
+                "now (another language model?). Resume with the one that it was trained with."
+            )
+        restore(checkpoint, self.module, self.ema, self.optimizer)
+        self.progress = Progress(**checkpoint.state["progress"])
+        self.averages.load(checkpoint.state["averages"])
+        self.ema.optimization_step = self.scheduler.last_epoch = self.progress.updates
+        lambdas, rates = self.scheduler.lr_lambdas, self.scheduler.base_lrs
+        for group, factor, rate in zip(self.optimizer.param_groups, lambdas, rates, strict=True):
+            group["lr"] = rate * factor(self.progress.updates)
+        self.saved_step = self.progress.step
+
+    def report(self, metrics: MetricsFile) -> None:
+        """Evaluate if it is time, and write the line of this step."""
+        step = self.progress.step
+        entry: dict[str, Any] = {"step": step, "loss": None, **self._means()}
+        entry["lr"] = self.optimizer.param_groups[0]["lr"]
+        entry["skipped"] = self.progress.skipped
+        speed = self.timed_steps / self.seconds if self.timed_steps else None
+        entry["steps_per_second"] = speed and round(speed, 3)
+        if self.evaluates_at(step):
+            entry |= {f"eval/{name}": float(value) for name, value in self._evaluated().items()}
+        metrics.write(entry)
+        self.accelerator.log({k: v for k, v in metrics.last.items() if v is not None}, step=step)
+        self.averages.clear()
+        self.seconds, self.timed_steps = 0.0, 0
+
+    def _means(self) -> dict[str, float]:
+        means = self.averages.means()
+        if self.accelerator.num_processes == 1 or not means:
+            return means
+        names = sorted(means)
+        mine = torch.tensor([means[name] for name in names], device=self.accelerator.device)
+        everyone = cast(Tensor, self.accelerator.reduce(mine, "mean")).tolist()
+        return dict(zip(names, everyone, strict=True))
+
+    def _evaluated(self) -> dict[str, float]:
+        """The evaluation's figures, under EMA weights; the weights and modes come back after."""
+        if self.evaluate is None:
+            return {}
+        modes = [(part, part.training) for part in self.module.modules()]
+        self.ema.store(self.parameters)
+        try:
+            self.ema.copy_to(self.parameters)
+            self.module.eval()
+            with torch.no_grad():
+                return self.evaluate(self.module, self.progress.step)
+        finally:
+            self.ema.restore(self.parameters)
+            for part, training in modes:
+                part.training = training
+
+
+def _adamw(config: TrainingConfig, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: decaying biases and norms' gains moves them for nothing."""
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate
+    )

@@ -1,0 +1,113 @@
+"""metrics.jsonl: one JSON object a line, one line a logged step, no step twice."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class Averages:
+    """Means of metrics since the last logged line; its state goes into checkpoints.
+
+    Non-finite values are left out, so that one bad step does not hide the rest of a window.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+    def clear(self) -> None:
+        self.sums, self.counts = {}, {}
+
+
+class MetricsFile:
+    """Appends lines to `run_dir/metrics.jsonl`, each flushed as it is written.
+
+    Args:
+        path: the file.
+        up_to: the checkpoint's step; lines beyond it belong to a future that was lost, and are cut.
+        writes: only the main process does; the others read what is there, and keep quiet.
+    """
+
+    def __init__(self, path: Path, up_to: int, writes: bool = True) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(path) if line["step"] <= up_to]
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+        self.file: TextIO | None = None
+        if not writes:
+            return
+        temporary = path.with_name(f".tmp-{path.name}")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(_line(entry) for entry in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+
+    def write(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one line; what is not finite becomes null (NaN is not JSON)."""
+        self.last = {name: _plain(value) for name, value in entry.items()}
+        if self.file is not None:
+            self.file.write(_line(self.last))
+            self.file.flush()
+        return self.last
+
+    def sync(self) -> None:
+        """Make the lines durable, before a checkpoint that counts on them."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file (a torn last line, of a killed process, is left out)."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+    return entries
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
