@@ -14,7 +14,6 @@ import argparse
 import difflib
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -92,50 +91,27 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return result
 
 
-def commit(file: Path = Path(__file__)) -> str:
-    """The short hash of the checkout that `file` (this package) is tracked in.
+def commit() -> str:
+    """The short hash of the clone that this package runs from; `unknown` for an installed one.
 
-    `-dirty` is added if the code, agents or prompts differ from that commit; `unknown` stands for
-    a package installed outside its repository.
+    `-dirty` is added if the code, agents or prompts differ from that commit.
     """
+    from lmdiff.training.manifest import git_commit  # imports torch: rendering does without
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # A virtual environment may lie inside the repository of some other project.
-        git("ls-files", "--error-unmatch", file.name)
-        revision = git("rev-parse", "--short=12", "HEAD")
-        edited = git("status", "--porcelain", "--", ":/lmdiff", ":/agents", ":/prompts")
-    except (OSError, subprocess.CalledProcessError):
+    revision = git_commit()
+    if revision is None:
         return "unknown"
-    return revision + ("-dirty" if edited else "")
+    status = ("git", "status", "--porcelain", "--", ":/lmdiff", ":/agents", ":/prompts")
+    edited = subprocess.run(status, capture_output=True, check=True, cwd=Path(__file__).parent)
+    return revision[:12] + ("-dirty" if edited.stdout else "")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, cores, torch and its threads, the accelerator."""
-    import torch  # heavy; reading and rendering results does without
+    """What the figures depend on: processor, cores, threads, accelerator, Python and torch."""
+    from lmdiff.training import manifest
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": cores,
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
+    versions = manifest.package_versions()
+    return manifest.machine() | {name: versions[name] for name in ("python", "torch")}
 
 
 def render_table(result: Mapping[str, Any]) -> str:
@@ -154,7 +130,7 @@ def render_table(result: Mapping[str, Any]) -> str:
     if isinstance(host, Mapping):
         host = (
             f"{host.get('gpu') or host.get('cpu', '?')}, {host.get('cores', '?')} cores, "
-            f"torch {host.get('torch', '?')} with {host.get('torch_threads', '?')} threads"
+            f"torch {host.get('torch', '?')} with {host.get('threads', '?')} threads"
         )
     seeds = ", ".join(map(str, result["seeds"])) or "none"
     source = f"`{result['command']}`; seeds {seeds}; commit {result['commit']}; {host}."
