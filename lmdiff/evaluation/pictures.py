@@ -221,7 +221,7 @@ def _scene(
     below = figure.text(left / width, 1 - 37 / height, one_line(subtitle), va="center", color=MUTED)
     below.set(fontsize=8.5)
     for text in (head, below):
-        _fit(text, width - _RIGHT - left)
+        _fit(text, 0.97 * (width - _RIGHT - left))  # hinting differs from one scale to another
     _legend(figure, has_plan)
     return _Scene(figure, cell, (left, _TOP), size)
 
