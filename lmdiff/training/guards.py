@@ -12,15 +12,17 @@ from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.errors import UserError
 from lmdiff.training.checkpoints import list_checkpoints
 from lmdiff.training.manifest import check_same_run, describe_run, read_run
+from lmdiff.training.trackers import check_tracker
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Refuse settings that cannot train, and torch.compile without a compiler."""
+    """Refuse settings that cannot train, a tracker or a compiler that is not there."""
     for name in ("max_steps", "batch_size", "log_every", "keep_checkpoints"):
         value = to_dict(config)[name]
         if value < 1:
             flag = name.replace("_", "-")
             raise UserError(f"training.{name} = {value}: must be at least 1 (--training.{flag} 1).")
+    check_tracker(config.tracker)
     if config.compile and not any(
         map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
     ):

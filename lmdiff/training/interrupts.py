@@ -34,15 +34,17 @@ class GracefulStop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            stop(number, "Stopped at once; what was trained since the last checkpoint is lost.")
+            lost = "Stopped at once; what was trained since the last checkpoint is lost."
+            stop(number, lost, shown=not self.quiet)
         self.signal = number
         if not self.quiet:
             print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
 
 
-def stop(number: int, message: str) -> None:
-    """End as the signal asks: KeyboardInterrupt for Ctrl-C, else exit with 128 + its number."""
+def stop(number: int, message: str, shown: bool = True) -> None:
+    """Say why, and end as the signal asks: KeyboardInterrupt for Ctrl-C, else exit 128 + number."""
+    if shown:
+        print(message, file=sys.stderr)
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
-    print(message, file=sys.stderr)
     raise SystemExit(128 + number)

@@ -16,10 +16,8 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from lmdiff.config import TrainingConfig, to_dict
@@ -33,9 +31,10 @@ from lmdiff.training.guards import check_accelerator, check_config, go_on, open_
 from lmdiff.training.interrupts import GracefulStop, stop
 from lmdiff.training.manifest import write_run
 from lmdiff.training.metrics import Averages, MetricsFile
-from lmdiff.training.seeds import noise_generator, seed_global
+from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
+from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
 from lmdiff.training.state import capture, frozen_fingerprint, restore, trainable_parameters
-from lmdiff.training.trackers import start_tracker
+from lmdiff.training.trackers import tracking
 
 MAX_SKIPPED_IN_A_ROW = 20
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
@@ -97,36 +96,48 @@ def train(
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
         run.restore(checkpoint)
-    metrics = MetricsFile(
+    with MetricsFile(
         run_dir / "metrics.jsonl", run.progress.step, writes=accelerator.is_main_process
-    )
-    accelerator.wait_for_everyone()  # every rank has read what it needs before files change
-    if accelerator.is_main_process:
-        write_run(run_dir, description)
-    start_tracker(accelerator, config.tracker, run_dir, to_dict(config))
-
-    hidden = quiet or not accelerator.is_main_process
-    with metrics, GracefulStop(hidden) as interrupt:
-        start = run.progress.step
-        # A run stopped between a checkpoint and its line in metrics.jsonl still owes the line.
-        if start and metrics.last.get("step") != start and run.reports_at(start):
-            run.report(metrics)
-        with tqdm(total=config.max_steps, initial=start, disable=hidden, unit="step") as bar:
-            for step in range(start, config.max_steps):
-                loss, stopping = run.step(batches, step, interrupt.signal)
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-                # The checkpoint comes first: an evaluation that fails costs no training.
-                if stopping or run.saves_at(step + 1):
-                    run.save(metrics)
-                if stopping:
-                    stop(stopping, f"Stopped at step {step + 1}. {go_on(run_dir)}")
-                if run.reports_at(step + 1):
-                    run.report(metrics)
+    ) as metrics:
+        accelerator.wait_for_everyone()  # every rank has read what it needs before files change
+        if run.progress.step < config.max_steps or run.owes_report(metrics):
+            if accelerator.is_main_process:
+                write_run(run_dir, description)
+            hidden = quiet or not accelerator.is_main_process
+            with (
+                tracking(accelerator, config.tracker, run_dir, to_dict(config)),
+                GracefulStop(hidden) as interrupt,
+            ):
+                _loop(run, batches, metrics, interrupt, hidden)
     run.ema.copy_to(run.parameters)
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)  # undo Accelerate's autocast
-    accelerator.end_training()
     return metrics.last
+
+
+def _loop(
+    run: "_Run",
+    batches: Callable[[int], Any],
+    metrics: MetricsFile,
+    interrupt: GracefulStop,
+    hidden: bool,
+) -> None:
+    start, end = run.progress.step, run.config.max_steps
+    if run.owes_report(metrics):
+        run.report(metrics)
+    with tqdm(total=end, initial=start, disable=hidden, unit="step", mininterval=0.5) as bar:
+        for step in range(start, end):
+            loss, stopping = run.step(batches, step, interrupt)
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update()
+            # The checkpoint comes first: an evaluation that fails costs no training.
+            if stopping or run.saves_at(step + 1):
+                run.save(metrics)
+            if stopping:
+                bar.close()
+                message = f"Stopped after step {step + 1} of {end}. {go_on(run.run_dir)}"
+                stop(stopping, message, shown=run.accelerator.is_main_process)
+            if run.reports_at(step + 1):
+                run.report(metrics)
 
 
 @dataclass
@@ -156,21 +167,13 @@ class _Run:
         self.parameters = list(trainable_parameters(module).values())
         if not self.parameters:
             raise UserError("Nothing to train: no parameter of the module requires a gradient.")
-        self.optimizer = _adamw(config, self.parameters)
-        # Not prepared: a prepared scheduler steps once per process (accelerate#1382).
-        self.scheduler = cast(
-            LambdaLR,
-            get_scheduler(
-                config.lr_schedule,
-                self.optimizer,
-                num_warmup_steps=config.warmup_steps,
-                num_training_steps=config.max_steps,
-            ),
-        )
+        self.optimizer = adamw(config, self.parameters)
+        self.schedule = schedule(config, self.optimizer)
         # diffusers' decay (1 + n) / (10 + n), capped by ours, soon forgets the initial weights.
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
         self.model = accelerator.prepare_model(module)
         self.prepared_optimizer = accelerator.prepare_optimizer(self.optimizer)
+        accelerator.step = 0  # accumulation starts afresh, whatever was trained with it before
         # The wrapper is compiled and the module is not, so that names in checkpoints stay.
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.frozen = frozen_fingerprint(module)
@@ -179,7 +182,7 @@ class _Run:
         self.seconds = 0.0
 
     def step(
-        self, batches: Callable[[int], Any], step: int, signal_number: int
+        self, batches: Callable[[int], Any], step: int, interrupt: GracefulStop
     ) -> tuple[float, int]:
         """One optimizer step; returns its loss and the signal to stop for (0: none) on any rank.
 
@@ -207,7 +210,7 @@ class _Run:
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         values["grad_norm"] = float(cast(Tensor, norm))
         finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
-        finite, stopping = self._agree(finite, signal_number)
+        finite, stopping = self._agree(finite, interrupt.signal)
         self._update(finite)
         self.progress.step = step + 1
         if finite:
@@ -221,7 +224,7 @@ class _Run:
         progress = self.progress
         if finite:
             self.prepared_optimizer.step()
-            self.scheduler.step()
+            self.schedule.step()
             self.ema.step(self.parameters)
             progress.updates += 1
             progress.skipped_in_a_row = 0
@@ -231,23 +234,20 @@ class _Run:
         self.prepared_optimizer.zero_grad()
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                f"(up to step {progress.step + 1}). The weights are untouched by them. Try a lower "
+                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row (up "
+                f"to step {progress.step + 1}); they did not touch the weights. Try a lower "
                 f"--training.learning-rate (now {self.config.learning_rate:g}), a longer "
-                "--training.warmup-steps, --training.mixed-precision no, and look for NaN in the "
-                "data."
+                "--training.warmup-steps, --training.mixed-precision no; look for NaN in the data."
             )
 
     def _agree(self, finite: bool, signal_number: int) -> tuple[bool, int]:
         """All ranks skip, or stop, where one does: else they would diverge, or wait for ever."""
         if self.accelerator.num_processes == 1:
             return finite, signal_number
-        mine = torch.tensor(
-            [float(not finite), float(signal_number)], device=self.accelerator.device
-        )
-        everyone = cast(Tensor, self.accelerator.gather(mine[None]))
+        mine = torch.tensor([[not finite, signal_number]], device=self.accelerator.device)
+        everyone = cast(Tensor, self.accelerator.gather(mine))
         bad, stopping = everyone.max(dim=0).values.tolist()
-        return bad == 0.0, int(stopping)
+        return not bad, stopping
 
     def _autocast(self) -> torch.autocast:
         # Our own: Accelerate's precision is one for the whole process, and patches the forward.
@@ -256,19 +256,23 @@ class _Run:
 
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint is due after this step."""
-        every = self.config.checkpoint_every
-        return step == self.config.max_steps or (every > 0 and step % every == 0)
+        return self._due(self.config.checkpoint_every, step)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after this step."""
-        every = self.config.evaluate_every
-        due = step == self.config.max_steps or (every > 0 and step % every == 0)
-        return due and self.evaluate is not None
+        return self.evaluate is not None and self._due(self.config.evaluate_every, step)
 
     def reports_at(self, step: int) -> bool:
         """Whether a line of metrics.jsonl is due after this step."""
-        due = step == self.config.max_steps or step % self.config.log_every == 0
-        return due or self.evaluates_at(step)
+        return self._due(self.config.log_every, step) or self.evaluates_at(step)
+
+    def _due(self, every: int, step: int) -> bool:
+        return step == self.config.max_steps or (every > 0 and step % every == 0)
+
+    def owes_report(self, metrics: MetricsFile) -> bool:
+        """Whether the run was stopped between a checkpoint and its line in metrics.jsonl."""
+        step = self.progress.step
+        return step > 0 and metrics.last.get("step") != step and self.reports_at(step)
 
     def save(self, metrics: MetricsFile) -> None:
         """Write a checkpoint, unless this step has one."""
@@ -301,17 +305,15 @@ class _Run:
         restore(checkpoint, self.module, self.ema, self.optimizer)
         self.progress = Progress(**checkpoint.state["progress"])
         self.averages.load(checkpoint.state["averages"])
-        self.ema.optimization_step = self.scheduler.last_epoch = self.progress.updates
-        lambdas, rates = self.scheduler.lr_lambdas, self.scheduler.base_lrs
-        for group, factor, rate in zip(self.optimizer.param_groups, lambdas, rates, strict=True):
-            group["lr"] = rate * factor(self.progress.updates)
+        self.ema.optimization_step = self.progress.updates
+        set_updates(self.schedule, self.progress.updates)
         self.saved_step = self.progress.step
 
     def report(self, metrics: MetricsFile) -> None:
         """Evaluate if it is time, and write the line of this step."""
         step = self.progress.step
         entry: dict[str, Any] = {"step": step, "loss": None, **self._means()}
-        entry["lr"] = self.optimizer.param_groups[0]["lr"]
+        entry["lr"] = rate_at(self.schedule, max(self.progress.updates - 1, 0))
         entry["skipped"] = self.progress.skipped
         speed = self.timed_steps / self.seconds if self.timed_steps else None
         entry["steps_per_second"] = speed and round(speed, 3)
@@ -323,13 +325,15 @@ class _Run:
         self.seconds, self.timed_steps = 0.0, 0
 
     def _means(self) -> dict[str, float]:
-        means = self.averages.means()
-        if self.accelerator.num_processes == 1 or not means:
-            return means
-        names = sorted(means)
-        mine = torch.tensor([means[name] for name in names], device=self.accelerator.device)
-        everyone = cast(Tensor, self.accelerator.reduce(mine, "mean")).tolist()
-        return dict(zip(names, everyone, strict=True))
+        sums, counts = self.averages.sums, self.averages.counts
+        if self.accelerator.num_processes > 1 and sums:
+            names = sorted(sums)
+            rows = [[sums[name] for name in names], [float(counts[name]) for name in names]]
+            mine = torch.tensor(rows, device=self.accelerator.device)
+            everyone = cast(Tensor, self.accelerator.reduce(mine, "sum")).tolist()
+            sums = dict(zip(names, everyone[0], strict=True))
+            counts = dict(zip(names, everyone[1], strict=True))
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
     def _evaluated(self) -> dict[str, float]:
         """The evaluation's figures, under EMA weights; the weights and modes come back after."""
@@ -340,22 +344,12 @@ class _Run:
         try:
             self.ema.copy_to(self.parameters)
             self.module.eval()
+            # Whatever it draws, a resumed run evaluates alike.
+            rank = self.accelerator.process_index
+            seed_global(self.config.seed, self.progress.step, rank, EVALUATION)
             with torch.no_grad():
                 return self.evaluate(self.module, self.progress.step)
         finally:
             self.ema.restore(self.parameters)
             for part, training in modes:
                 part.training = training
-
-
-def _adamw(config: TrainingConfig, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: decaying biases and norms' gains moves them for nothing."""
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate
-    )

@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
         "batch_size",  # with a warning: see `warn_about_changes`
     }
 )
+RUN_KEYS = {"config", "world_size", "gradient_accumulation", "versions", "machine", "started"}
 PACKAGES = ("lmdiff", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
 
@@ -66,7 +67,10 @@ def read_run(run_dir: Path) -> dict[str, Any] | None:
     """
     path = run_dir / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict) or not RUN_KEYS <= set(run):
+            raise ValueError(f"it lacks some of {', '.join(sorted(RUN_KEYS))}")
+        return run
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

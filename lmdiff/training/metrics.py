@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from lmdiff.training.files import write_text
+
 
 class Averages:
-    """Means of metrics since the last logged line; its state goes into checkpoints.
+    """Sums and counts of metrics since the last logged line; its state goes into checkpoints.
 
     Non-finite values are left out, so that one bad step does not hide the rest of a window.
     """
@@ -21,12 +23,9 @@ class Averages:
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if math.isfinite(value):
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+            finite = math.isfinite(value)
+            self.sums[name] = self.sums.get(name, 0.0) + (value if finite else 0.0)
+            self.counts[name] = self.counts.get(name, 0) + finite
 
     def state(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
@@ -54,12 +53,11 @@ class MetricsFile:
         self.file: TextIO | None = None
         if not writes:
             return
-        temporary = path.with_name(f".tmp-{path.name}")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(_line(entry) for entry in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        text = "".join(_line(entry) for entry in kept)
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+            temporary = path.with_name(f".tmp-{path.name}")
+            write_text(temporary, text)
+            os.replace(temporary, path)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
     def write(self, entry: Mapping[str, Any]) -> dict[str, Any]:

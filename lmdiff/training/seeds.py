@@ -11,7 +11,8 @@ from lmdiff.errors import UserError
 
 # Two streams for one step: what the module draws from the generator that it is given, and what
 # hidden layers (dropout) draw from torch's global generator.
-NOISE, GLOBAL = 0, 1
+# An evaluation has a stream of its own, so that one more or less changes nothing.
+NOISE, GLOBAL, EVALUATION = 0, 1, 2
 
 
 def derived_seed(seed: int, step: int, rank: int, stream: int = NOISE) -> int:
@@ -32,6 +33,6 @@ def noise_generator(
     return torch.Generator(device).manual_seed(derived_seed(seed, step, rank))
 
 
-def seed_global(seed: int, step: int, rank: int) -> None:
+def seed_global(seed: int, step: int, rank: int, stream: int = GLOBAL) -> None:
     """Seed torch's global generators for one step: dropout has no generator argument."""
-    torch.manual_seed(derived_seed(seed, step, rank, GLOBAL))
+    torch.manual_seed(derived_seed(seed, step, rank, stream))
