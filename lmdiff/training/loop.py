@@ -142,10 +142,10 @@ def _loop(
 
 @dataclass
 class Progress:
-    """Counters that a checkpoint keeps."""
+    """Counters that a checkpoint keeps: steps = updates of the weights + skipped."""
 
     step: int = 0
-    updates: int = 0  # optimizer steps: those that were not skipped
+    updates: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
 
@@ -184,11 +184,7 @@ class _Run:
     def step(
         self, batches: Callable[[int], Any], step: int, interrupt: GracefulStop
     ) -> tuple[float, int]:
-        """One optimizer step; returns its loss and the signal to stop for (0: none) on any rank.
-
-        Raises:
-            UserError: too many non-finite steps in a row.
-        """
+        """One optimizer step: its loss, and the signal that some rank got (0: none)."""
         began = time.perf_counter()
         seed, rank = self.config.seed, self.accelerator.process_index
         accumulation = self.accelerator.gradient_accumulation_steps
@@ -234,8 +230,8 @@ class _Run:
         self.prepared_optimizer.zero_grad()
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row (up "
-                f"to step {progress.step + 1}); they did not touch the weights. Try a lower "
+                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
+                f"(up to step {progress.step + 1}); the weights are as before. Try a lower "
                 f"--training.learning-rate (now {self.config.learning_rate:g}), a longer "
                 "--training.warmup-steps, --training.mixed-precision no; look for NaN in the data."
             )

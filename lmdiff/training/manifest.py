@@ -68,7 +68,7 @@ def read_run(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(run, dict) or not RUN_KEYS <= set(run):
+        if not isinstance(run, dict) or RUN_KEYS - set(run):
             raise ValueError(f"it lacks some of {', '.join(sorted(RUN_KEYS))}")
         return run
     except FileNotFoundError:
