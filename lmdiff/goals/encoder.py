@@ -278,4 +278,6 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         if not (path / "config.json").is_file():
             raise UserError(f"No goal encoder in {path}: config.json is missing.")
         encoder = cast(Self, cls.from_config(cast(Any, cls.load_config(path)), weights=str(path)))
-        return encoder if torch_dtype is None else encoder.to(dtype=torch_dtype)
+        if torch_dtype is not None:
+            nn.Module.to(encoder, dtype=torch_dtype)
+        return encoder

@@ -28,6 +28,7 @@ Split = Literal["train", "validation", "held_out"]
 Why = Literal["taught", "template", "synonym", "combination"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
+"""From what is taught to what is only ever measured."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -71,7 +72,7 @@ class _Description:
 
     def split(self, place: PlaceKey) -> Split:
         """The split of this description of that place; a tenth of the combinations is kept out."""
-        own = max(self.template_split, self.words_split, key=SPLITS.index)
+        own = _hardest(self.template_split, self.words_split)
         if own != "train":
             return own
         # Punctuation must not carry a combination into another split.
@@ -107,10 +108,10 @@ class Grammar:
         self._adverbs = tuple(data["adverbs"]["words"])
         self._carriers = {split: list(data["carriers"][split]) for split in SPLITS}
         self._adverb_carriers = {split: list(data["adverb_carriers"][split]) for split in SPLITS}
-        self._affixes = [
+        self._affixes: list[tuple[tuple[str, ...], Split]] = [
             (tuple(normalise(part) for part in carrier.split("{place}")), split)
             for split in SPLITS
-            for carrier in self._carriers[split] + self._adverb_carriers[split]
+            for carrier in dict.fromkeys(self._carriers[split] + self._adverb_carriers[split])
         ]
         self._by_pattern: dict[str, list[_Description]] = {}
         self._by_key: dict[PlaceKey, list[_Description]] = {}
@@ -199,7 +200,7 @@ class Grammar:
     def split_of(self, text: str) -> Split | None:
         """The easiest split in which a phrase can be derived; None if in none."""
         splits = [split for _, split in self._derivations(normalise(text))]
-        return min(splits, key=SPLITS.index) if splits else None
+        return next((split for split in SPLITS if split in splits), None)
 
     def _derivations(self, plain: str) -> Iterator[tuple[PlaceKey, Split]]:
         for (before, after), carrier_split in self._affixes:
@@ -210,7 +211,7 @@ class Grammar:
             if (before and inner[0] != " ") or (after and inner[-1] != " "):
                 continue
             for place, description in self._lookup(inner.split()):
-                yield place, max(description.split(place), carrier_split, key=SPLITS.index)
+                yield place, _hardest(description.split(place), carrier_split)
 
     def _lookup(self, tokens: list[str]) -> Iterator[tuple[PlaceKey, _Description]]:
         pattern, numbers = self._abstract(tokens)
@@ -238,14 +239,14 @@ class Grammar:
             values = [domains.get(field, [field]) for field in fields]
             for bound in itertools.product(*values):
                 value = dict(zip(fields, bound, strict=True))
-                for split, template in ((s, t) for s in SPLITS for t in entry[s]):
-                    used = [slot for slot in _PLACEHOLDER.findall(template)]
+                templates: list[tuple[Split, str]] = [(s, t) for s in SPLITS for t in entry[s]]
+                for split, template in templates:
+                    used = _PLACEHOLDER.findall(template)
                     choices = [self._words(slots[slot], value) for slot in used]
                     for words in itertools.product(*choices):
                         filled = template.format_map(
                             {s: w for s, (w, _) in zip(used, words, strict=True)}
                         )
-                        splits: list[Split] = ["train", *(s for _, s in words)]
                         yield _Description(
                             text=filled,
                             template=template,
@@ -253,7 +254,7 @@ class Grammar:
                             key=(name, *bound),
                             numbers=self._meanings(filled),
                             template_split=split,
-                            words_split=max(splits, key=SPLITS.index),
+                            words_split=_hardest(*(s for _, s in words)),
                         )
 
     def _words(self, slot: list[str], value: Mapping[str, str]) -> list[tuple[str, Split]]:
@@ -376,8 +377,16 @@ class Grammar:
         return text
 
 
+def _hardest(*splits: Split) -> Split:
+    hardest: Split = "train"
+    for split in splits:
+        if SPLITS.index(split) > SPLITS.index(hardest):
+            hardest = split
+    return hardest
+
+
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, single spaces; hyphens separate words, "r3c5" is "r 3 c 5"."""
+    """Lower case, words and numbers apart ("R3c5" is "r 3 c 5"), no punctuation, single spaces."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"['’]", "", text)
     text = re.sub(r"(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])|[\W_]+", " ", text)
