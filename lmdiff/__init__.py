@@ -1,0 +1,1 @@
+"""Say the goal in words; diffusion decides."""

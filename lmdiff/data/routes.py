@@ -1,0 +1,116 @@
+"""Shortest routes stitched from recorded pieces: how short episodes teach long ways.
+
+Every episode is cut into hops of `stride` steps. Hops follow one another where the recording does,
+and also where one's end lies within `splice_radius` of another's start. A splice costs twice the time
+that its gap takes at the data's usual speed, so that routes do not profit from jumping. Dijkstra's
+algorithm from a set of goal states then gives, for every recorded state, the next hop of a shortest
+route.
+
+Only states and times of the data are used: no map, no simulator. (Stitching by a graph over the data
+is the idea of SCoTS, arXiv:2506.00895, and TTGS, arXiv:2510.07257; there a learnt distance picks the
+pieces. Distance in observation space is enough where nearby observations are nearby in time: mazes.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial import cKDTree
+
+from lmdiff.data.episodes import Episodes
+
+_MAX_NODES = 20_000  # recorded states in the graph; more are thinned out by episode
+_NEIGHBOURS = 12  # splices tried per state
+_SPLICE_COST = 2.0  # times the gap's usual travel time
+
+
+@dataclass(frozen=True)
+class Hops:
+    """Recorded states `stride` steps apart, in episode order."""
+
+    states: np.ndarray
+    """[N, observation]"""
+    actions: np.ndarray
+    """[N, stride, action]: what was done from each state; zeros where nothing follows."""
+    followed: np.ndarray
+    """[N] bool: state n + 1 follows state n in the recording."""
+    stride: int
+
+    @property
+    def speed(self) -> float:
+        """Usual displacement per environment step, in observation units."""
+        index = np.flatnonzero(self.followed)
+        lengths = np.linalg.norm(self.states[index + 1] - self.states[index], axis=1)
+        return float(np.median(lengths)) / self.stride
+
+
+def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES) -> Hops:
+    """Cut episodes into hops, from a random offset each; whole episodes are left out past `limit`."""
+    rng = np.random.default_rng([seed, stride])
+    states, actions, followed, count = [], [], [], 0
+    for episode in rng.permutation(len(episodes.actions)):
+        recorded = episodes.actions[episode]
+        offset = int(rng.integers(max(1, min(stride, len(recorded) - stride))))
+        hops = (len(recorded) - offset) // stride
+        if hops < 1:
+            continue
+        span = slice(offset, offset + hops * stride)
+        pieces = recorded[span].reshape(hops, stride, -1)
+        states.append(episodes.observations[episode][offset : span.stop + 1 : stride])
+        actions.append(np.concatenate([pieces, np.zeros_like(pieces[:1])]))
+        followed.append(np.arange(hops + 1) < hops)
+        count += hops + 1
+        if count >= limit:
+            break
+    return Hops(
+        states=np.concatenate(states),
+        actions=np.concatenate(actions),
+        followed=np.concatenate(followed),
+        stride=stride,
+    )
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Shortest ways through the hops to each of G goal states."""
+
+    goals: np.ndarray
+    """[G] indices of goal states."""
+    following: np.ndarray
+    """[G, N] int32: the state that a route's next hop (and splice) leads to; the goal leads to
+    itself, and negative is nowhere."""
+    steps_to_goal: np.ndarray
+    """[G, N] float32: environment steps to the goal; inf where there is no way."""
+
+
+def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Routes:
+    """Dijkstra from every goal over recorded hops and splices.
+
+    Args:
+        hops: the recorded pieces, N states.
+        goals: [G] indices of goal states.
+        splice_radius: states closer than this may be joined, in observation units.
+    """
+    count = len(hops.states)
+    recorded = np.flatnonzero(hops.followed)
+    # From each hop's end, to itself (no splice) and to its neighbours.
+    gap, neighbour = cKDTree(hops.states).query(
+        hops.states[recorded + 1], k=min(_NEIGHBOURS, count), distance_upper_bound=splice_radius
+    )
+    near = np.isfinite(gap)
+    source = np.concatenate([recorded, np.broadcast_to(recorded[:, None], near.shape)[near]])
+    target = np.concatenate([recorded + 1, neighbour[near]])
+    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * _SPLICE_COST / hops.speed
+    # A neighbour may be the hop's own end: keep one edge a pair (csr_matrix would add them up).
+    _, once = np.unique(source * count + target, return_index=True)
+    # Edges are reversed, since distances are wanted *to* the goals.
+    graph = csr_matrix(
+        (hops.stride + splice[once], (target[once], source[once])), shape=(count, count)
+    )
+    following = np.empty((len(goals), count), np.int32)
+    steps = np.empty((len(goals), count), np.float32)
+    for row, goal in enumerate(goals):
+        steps[row], following[row] = dijkstra(graph, indices=goal, return_predecessors=True)
+        following[row, goal] = goal
+    return Routes(goals=goals, following=following, steps_to_goal=steps)

@@ -1,0 +1,180 @@
+"""Training windows: `horizon` steps of (observation, action chunk, progress) and the goal they reach.
+
+The goal of a window is a state that it reaches (hindsight), at a distance that varies from none to
+the whole window; after the goal, the window rests there. Windows follow stitched routes
+(lmdiff/data/routes.py) or, without them, the recordings. A batch is a pure function of
+(seed, rank, step), so an interrupted training goes on exactly where it stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmdiff.config import AgentConfig
+from lmdiff.data.episodes import Episodes
+from lmdiff.data.hindsight import HindsightPhrases
+from lmdiff.data.routes import Routes, cut_hops, shortest_routes
+from lmdiff.errors import UserError
+from lmdiff.goals.grammar import PlaceKey
+
+_WHOLE_ROUTES = 0.5  # share of the state goals that go the whole way to a route's end
+
+
+class Batch(NamedTuple):
+    """B windows in the data's units."""
+
+    observation: Tensor
+    """[B, horizon, observation]"""
+    action: Tensor
+    """[B, horizon, stride * action]: what is done from each observation until the next."""
+    signal: Tensor
+    """[B, horizon, 1]: progress, that is minus the environment steps that remain to the goal."""
+    goal_state: Tensor
+    """[B, observation]"""
+    phrases: list[str | None]
+    """[B] the goal in words; None where it is given as a state."""
+
+    @property
+    def window(self) -> Tensor:
+        """[B, horizon, observation + action + signal]"""
+        return torch.cat([self.observation, self.action, self.signal], -1)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    nodes: np.ndarray
+    """[B, horizon] recorded states along the way; the goal again and again once it is reached."""
+    goals: np.ndarray
+    """[B] the goals' states."""
+    length: np.ndarray
+    """[B] hops to the goal; `horizon` where the window ends before it."""
+    remaining: np.ndarray
+    """[B, horizon] environment steps to the goal."""
+
+
+class WindowSampler:
+    """Draws batches of windows from the episodes of one task.
+
+    Args:
+        config: the agent's config.
+        episodes: recorded data.
+        phrases: words for places; None for goals that are states only.
+    """
+
+    def __init__(self, config: AgentConfig, episodes: Episodes, phrases: HindsightPhrases | None):
+        seed = config.training.seed
+        self.horizon = config.denoiser.horizon
+        self.hops = cut_hops(episodes, config.denoiser.stride, seed)
+        if len(self.hops.states) == 0:
+            raise UserError("The data has no episode as long as one hop (denoiser.stride).")
+        self.phrases = phrases
+        self.words_fraction = config.data.words_fraction if phrases else 0.0
+        count = len(self.hops.states)
+        self.goals = np.arange(count)
+        self.routes: Routes | None = None
+        if config.data.routes:
+            rng = np.random.default_rng([seed, 1])
+            self.goals = rng.choice(count, min(config.data.route_goals, count), replace=False)
+            self.routes = shortest_routes(self.hops, self.goals, config.data.splice_radius)
+        # Hops recorded before each state, for windows without routes.
+        starts = np.flatnonzero(np.concatenate([[True], ~self.hops.followed[:-1]]))
+        lead = starts[np.searchsorted(starts, np.arange(count), side="right") - 1]
+        self._recorded_before = np.arange(count) - lead
+        # Goals (indices into `self.goals`) that each place's phrases describe.
+        described = phrases.index(self.hops.states[self.goals]) if phrases else {}
+        self._goals_at = {place: goals for place, goals in described.items() if len(goals)}
+
+    def batch(self, seed: int, rank: int, step: int, size: int) -> Batch:
+        """Batch number `step` of process `rank`: always the same one."""
+        rng = np.random.default_rng([seed, rank, step])
+        places = [
+            self._draw_place(rng) if words else None
+            for words in rng.random(size) < self.words_fraction
+        ]
+        # A place is drawn before its states, so corners are said as often as halves of the maze.
+        goals = np.array(
+            [
+                rng.integers(len(self.goals)) if place is None else rng.choice(self._goals_at[place])
+                for place in places
+            ]
+        )
+        draw = self._along_recordings if self.routes is None else self._along_routes
+        in_words = np.array([place is not None for place in places])
+        return self._assemble(rng, draw(rng, goals, in_words), places)
+
+    def _draw_place(self, rng: np.random.Generator) -> PlaceKey:
+        assert self.phrases is not None
+        while (place := self.phrases.draw_place(rng)) not in self._goals_at:
+            pass  # too few goal states were drawn for this place to have one
+        return place
+
+    def _along_routes(
+        self, rng: np.random.Generator, goals: np.ndarray, in_words: np.ndarray
+    ) -> _Paths:
+        routes = self.routes
+        assert routes is not None
+        size, goal_nodes = len(goals), self.goals[goals]
+        starts = rng.integers(len(self.hops.states), size=size)
+        unreachable = ~np.isfinite(routes.steps_to_goal[goals, starts])
+        starts[unreachable] = goal_nodes[unreachable]
+        nodes = np.empty((size, self.horizon), np.int64)
+        nodes[:, 0] = starts
+        for i in range(1, self.horizon):
+            nodes[:, i] = routes.following[goals, nodes[:, i - 1]]
+        remaining = routes.steps_to_goal[goals[:, None], nodes]
+        reached = nodes == goal_nodes[:, None]
+        length = np.where(reached.any(1), reached.argmax(1), self.horizon)
+        # A part of a shortest route is one too: cut some, so that every state serves as a goal.
+        cut = ~in_words & (rng.random(size) > _WHOLE_ROUTES)
+        shorter = rng.integers(0, np.minimum(length, self.horizon - 1) + 1)
+        length = np.where(cut, shorter, length)
+        last = nodes[np.arange(size), np.minimum(length, self.horizon - 1)]
+        remaining = remaining - np.where(cut, routes.steps_to_goal[goals, last], 0.0)[:, None]
+        after = np.arange(self.horizon) >= length[:, None]
+        goal_nodes = np.where(cut, last, goal_nodes)
+        return _Paths(
+            nodes=np.where(after, goal_nodes[:, None], nodes),
+            goals=goal_nodes,
+            length=length,
+            remaining=np.where(after, 0.0, remaining),
+        )
+
+    def _along_recordings(
+        self, rng: np.random.Generator, goals: np.ndarray, in_words: np.ndarray
+    ) -> _Paths:
+        del in_words
+        goal_nodes = self.goals[goals]
+        longest = np.minimum(self._recorded_before[goal_nodes], self.horizon - 1)
+        length = rng.integers(0, longest + 1)
+        hops = np.arange(self.horizon)
+        nodes = (goal_nodes - length)[:, None] + np.minimum(hops, length[:, None])
+        return _Paths(
+            nodes=nodes,
+            goals=goal_nodes,
+            length=length,
+            remaining=np.maximum(length[:, None] - hops, 0.0) * self.hops.stride,
+        )
+
+    def _assemble(
+        self,
+        rng: np.random.Generator,
+        paths: _Paths,
+        places: Sequence[PlaceKey | None],
+    ) -> Batch:
+        nodes = paths.nodes
+        resting = np.arange(self.horizon) >= paths.length[:, None]
+        actions = np.where(resting[..., None, None], 0.0, self.hops.actions[nodes])
+        return Batch(
+            observation=torch.from_numpy(self.hops.states[nodes]),
+            action=torch.from_numpy(actions.reshape(*nodes.shape, -1)).float(),
+            signal=torch.from_numpy(-paths.remaining[..., None]).float(),
+            goal_state=torch.from_numpy(self.hops.states[paths.goals]),
+            phrases=[
+                None if place is None or self.phrases is None else self.phrases.draw_text(place, rng)
+                for place in places
+            ],
+        )

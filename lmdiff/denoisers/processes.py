@@ -1,0 +1,149 @@
+"""Noise processes: how data is corrupted, and what the network predicts.
+
+The noise *level* is 0 for clean data and 1 for noise. Sampling goes through diffusers schedulers
+(FlowMatchEuler for flow matching; DDIM, DPM-Solver++ and their kin for VP), whose timesteps a
+process turns into levels.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from lmdiff.errors import UserError
+
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Straight paths `xt = (1 - t) x0 + t noise` and their velocity `noise - x0`.
+
+    Lipman et al., arXiv:2210.02747; rectified flow, Liu et al., arXiv:2209.03003. For data of unit
+    variance, the velocity's best linear guess is a multiple of `xt`; the network adds the rest, of
+    unit size (preconditioning as in EDM, Karras et al., arXiv:2206.00364). It never has to copy
+    noise from input to output: one step from pure noise gives a clean mean.
+    """
+
+    def corrupt(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """`xt`; `level` broadcasts against `x0`."""
+        return torch.lerp(x0, noise, level)
+
+    def target(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network should predict."""
+        del level
+        return noise - x0
+
+    def predict(self, output: Tensor, xt: Tensor, level: Tensor) -> Tensor:
+        """The velocity, from the network's output."""
+        power = level**2 + (1 - level) ** 2
+        return (2 * level - 1) / power * xt + output * power.rsqrt()
+
+    def scheduler(self) -> Any:
+        """The default sampler. Its config also says `flow_prediction`, so that
+        `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)` samples the same flow.
+        """
+        scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=1.0)
+        scheduler.register_to_config(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            final_sigmas_type="zero",
+        )
+        return scheduler
+
+    def accepts(self, scheduler: Any) -> bool:
+        """Whether a scheduler samples this process."""
+        return (
+            isinstance(scheduler, FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler)
+            and scheduler.config.get("prediction_type") == "flow_prediction"
+        )
+
+    def level(self, timestep: Tensor) -> Tensor:
+        """Level of a scheduler's timestep."""
+        return timestep / TRAIN_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    """`xt = sqrt(a_t) x0 + sqrt(1 - a_t) noise` with the squared-cosine schedule.
+
+    Ho et al., arXiv:2006.11239; Nichol and Dhariwal, arXiv:2102.09672; v: arXiv:2202.00512.
+    """
+
+    prediction: str = "velocity"
+
+    def _alpha(self, level: Tensor) -> Tensor:
+        alphas = _alphas_cumprod().to(level.device)
+        # Levels (0, 1] fall onto timesteps 0..999; level 0 is clean data.
+        index = (level * TRAIN_TIMESTEPS).ceil().long() - 1
+        return torch.where(index < 0, 1.0, alphas[index.clamp_min(0)])
+
+    def corrupt(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """`xt`; `level` broadcasts against `x0`."""
+        alpha = self._alpha(level)
+        return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+    def target(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network should predict: the noise, or v."""
+        if self.prediction == "epsilon":
+            return noise
+        alpha = self._alpha(level)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
+
+    def predict(self, output: Tensor, xt: Tensor, level: Tensor) -> Tensor:
+        """The network's output as it is: v of unit-variance data is uncorrelated with `xt`."""
+        del xt, level
+        return output
+
+    def scheduler(self) -> Any:
+        """The default sampler."""
+        kind = "epsilon" if self.prediction == "epsilon" else "v_prediction"
+        return DDIMScheduler(
+            num_train_timesteps=TRAIN_TIMESTEPS,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=kind,
+            # Normalised data exceeds one; clipping is for images.
+            clip_sample=False,
+            timestep_spacing="trailing",
+        )
+
+    def accepts(self, scheduler: Any) -> bool:
+        """Whether a scheduler samples this process."""
+        return (
+            isinstance(scheduler, DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler)
+            and scheduler.config.get("prediction_type") == self.scheduler().config.prediction_type
+            and scheduler.config.get("beta_schedule") == "squaredcos_cap_v2"
+        )
+
+    def level(self, timestep: Tensor) -> Tensor:
+        """Level of a scheduler's timestep."""
+        return (timestep + 1) / TRAIN_TIMESTEPS
+
+
+@cache
+def _alphas_cumprod() -> Tensor:
+    return VariancePreserving().scheduler().alphas_cumprod
+
+
+Process = FlowMatching | VariancePreserving
+
+
+def make_process(name: str, prediction: str) -> Process:
+    """`flow` or `vp`.
+
+    Raises:
+        UserError: a combination that does not exist.
+    """
+    if name == "flow":
+        if prediction != "velocity":
+            raise UserError("denoiser.process = 'flow' predicts velocity; set prediction so.")
+        return FlowMatching()
+    return VariancePreserving(prediction)

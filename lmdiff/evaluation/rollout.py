@@ -1,0 +1,189 @@
+"""Roll-outs: agents that plan, follow their plan, and plan again when they have left it.
+
+Episodes run side by side, so that plans and actions are computed in batches; one episode is the
+same code with a batch of one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmdiff.denoisers.contract import Condition
+from lmdiff.pipelines.goal_pipeline import GoalPipeline
+
+_OFF_COURSE = 0.5  # replan when this many strides' worth of a plan's spacing away from it
+
+
+@dataclass
+class Episode:
+    """One episode to run; what happened is written into it."""
+
+    env: Any
+    """A reset gymnasium environment."""
+    observation: np.ndarray
+    """[observation] where it starts."""
+    goal: str | None = None
+    """In words."""
+    goal_state: np.ndarray | None = None
+    """[observation], instead of words."""
+    succeeded: Callable[[np.ndarray, dict[str, Any]], bool] | None = None
+    """Ends the episode as soon as (observation, info) satisfies it; None: it runs until the agent
+    says that it has arrived."""
+    max_steps: int = 1000
+
+    success: bool = False
+    steps: int = 0
+    arrived: bool = False
+    """The agent followed a plan to its end."""
+    trail: list[np.ndarray] = field(default_factory=list)
+    """Observations, the start included."""
+    plans: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """(environment step, plan [T, observation]), one for each time that it planned."""
+    plan_ms: list[float] = field(default_factory=list)
+    """Time of each plan; those of a batch share theirs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to plan and act."""
+
+    num_inference_steps: int = 5
+    guidance_scale: float = 1.0
+    role: str = "planner"
+    """`planner`, or `policy` to act without plans."""
+
+
+@dataclass
+class _Course:
+    """A plan that is being followed."""
+
+    waypoints: np.ndarray
+    """[T, observation]"""
+    arrival: int
+    """Index of the step at the goal; T if the plan ends before it."""
+    passed: int = 0
+    """Waypoints reached so far."""
+
+    def ahead(self) -> np.ndarray:
+        """[T - 1, observation] what comes next; the last waypoint again and again at the end."""
+        last = min(self.arrival, len(self.waypoints) - 1)
+        following = self.passed + 1 + np.arange(len(self.waypoints) - 1)
+        return self.waypoints[np.minimum(following, last)]
+
+    def ended(self) -> bool:
+        return self.passed >= min(self.arrival, len(self.waypoints) - 1)
+
+    def left(self, observation: np.ndarray) -> bool:
+        """Whether the agent is not where the plan says."""
+        last = min(self.arrival, len(self.waypoints) - 1)
+        spacing = np.linalg.norm(np.diff(self.waypoints[: last + 1], axis=0), axis=1)
+        if len(spacing) == 0:
+            return False
+        gap = np.linalg.norm(observation - self.waypoints[min(self.passed, last)])
+        return bool(gap > _OFF_COURSE * spacing.mean())
+
+
+def run_episodes(
+    pipe: GoalPipeline,
+    episodes: Sequence[Episode],
+    settings: Settings,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[Episode], None] | None = None,
+) -> None:
+    """Run episodes to their ends, side by side; results are written into them.
+
+    Goals are not checked for being known: refusing is the caller's choice. All goals are in words
+    or all are states.
+    """
+    in_words = episodes[0].goal is not None
+    conditions = pipe.encode_goal(
+        [episode.goal or "" for episode in episodes] if in_words else None,
+        goal_state=None if in_words else [episode.goal_state for episode in episodes],
+    )
+    courses: list[_Course | None] = [None] * len(episodes)
+    for episode in episodes:
+        episode.trail = [episode.observation]
+    active = list(range(len(episodes)))
+    while active:
+        if settings.role == "planner":
+            lost = [i for i in active if _needs_plan(courses[i], episodes[i])]
+            _plan(pipe, episodes, courses, conditions, lost, settings, generator)
+            active = [i for i in active if not _arrived(courses[i], episodes[i])]
+        if not active:
+            break
+        observations = np.stack([episodes[i].observation for i in active])
+        if settings.role == "planner":
+            ahead = np.stack([courses[i].ahead() for i in active])  # pyright: ignore
+            chunks = pipe.act(observations, ahead)
+        else:
+            chunks = pipe.act_towards(observations, conditions.rows(active))
+        ended = {i for i, chunk in zip(active, chunks, strict=True) if _execute(episodes[i], chunk, on_step)}
+        for i in active:
+            course = courses[i]
+            if course is not None:
+                course.passed += 1
+        active = [i for i in active if i not in ended]
+
+
+def _needs_plan(course: _Course | None, episode: Episode) -> bool:
+    if course is None or course.left(episode.observation):
+        return True
+    # An episode that waits for success goes on after a plan's end: perhaps it ended too early.
+    at_goal = course.arrival < len(course.waypoints) and episode.succeeded is None
+    return course.ended() and not at_goal
+
+
+def _arrived(course: _Course | None, episode: Episode) -> bool:
+    if episode.succeeded is not None or course is None:
+        return False
+    episode.arrived = course.ended() and course.arrival < len(course.waypoints)
+    return episode.arrived
+
+
+def _plan(
+    pipe: GoalPipeline,
+    episodes: Sequence[Episode],
+    courses: list[_Course | None],
+    conditions: Condition,
+    lost: list[int],
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> None:
+    """Give new plans to the episodes `lost`."""
+    if not lost:
+        return
+    began = time.perf_counter()
+    plan = pipe(
+        conditions.rows(lost),
+        observation=np.stack([episodes[i].observation for i in lost]),
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        generator=generator,
+    )
+    milliseconds = 1000 * (time.perf_counter() - began)
+    for row, i in enumerate(lost):
+        course = _Course(plan.observations[row], int(plan.arrival[row]))
+        courses[i] = course
+        shown = course.waypoints[: course.arrival + 1]
+        episodes[i].plans.append((episodes[i].steps, shown))
+        episodes[i].plan_ms.append(milliseconds)
+
+
+def _execute(episode: Episode, chunk: np.ndarray, on_step: Callable[[Episode], None] | None) -> bool:
+    """Do a chunk of actions [stride, action]; returns whether the episode has ended."""
+    for action in chunk:
+        episode.observation, _, _, _, info = episode.env.step(action)
+        episode.trail.append(episode.observation)
+        episode.steps += 1
+        if on_step is not None:
+            on_step(episode)
+        if episode.succeeded is not None and episode.succeeded(episode.observation, info):
+            episode.success = True
+            return True
+        if episode.steps >= episode.max_steps:
+            return True
+    return False
