@@ -182,8 +182,10 @@ class GoalEncoder(ModelMixin, ConfigMixin):
                 f"{limit * 3 // 4} words) are read. Say it shorter."
             )
         length = max(1, max(map(len, rows)))
-        # Without any token there is still one (masked, thrown away below) for the model to read.
-        ids = torch.full((len(rows), length), cast(int, self.tokenizer.pad_token_id))
+        # Padded on the right, whatever the tokenizer likes, so that a causal model counts positions
+        # from the first real token; with id 0, as not every family has a token for padding.
+        # A phrase without tokens has one (thrown away below): attention needs something.
+        ids = torch.zeros(len(rows), length, dtype=torch.long)
         attention = torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
@@ -277,7 +279,9 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         path = path / (subfolder or "")
         if not (path / "config.json").is_file():
             raise UserError(f"No goal encoder in {path}: config.json is missing.")
-        encoder = cast(Self, cls.from_config(cast(Any, cls.load_config(path)), weights=str(path)))
+        config = cast(dict[str, Any], cls.load_config(path))
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        encoder = cls(**settings, weights=str(path))
         if torch_dtype is not None:
             nn.Module.to(encoder, dtype=torch_dtype)
         return encoder

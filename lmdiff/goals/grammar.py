@@ -9,27 +9,26 @@ import itertools
 import random
 import re
 import tomllib
-import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lmdiff.errors import UserError
+from lmdiff.goals.descriptions import (
+    PLACEHOLDER,
+    SPLITS,
+    Cell,
+    Description,
+    PlaceKey,
+    Places,
+    Split,
+    Vocabulary,
+    Why,
+    hardest,
+    normalise,
+)
 from lmdiff.resources import find
-
-Cell = tuple[int, int]
-"""(row, column): indices of the maze's map array, row 0 on top."""
-PlaceKey = tuple[str | int, ...]
-"""What a description names: ('corner', 'top', 'left'), ('row', 3), ('cell', 3, 5), ..."""
-Places = Mapping[PlaceKey, frozenset[Cell]]
-Split = Literal["train", "validation", "held_out"]
-Why = Literal["taught", "template", "synonym", "combination"]
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
-"""From what is taught to what is only ever measured."""
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -44,49 +43,6 @@ class Phrase:
     """Why it is not taught: its template (or carrier), a synonym, or just this combination."""
 
 
-@dataclass(frozen=True)
-class _Description:
-    """A template with its words filled in; number fields are still open."""
-
-    text: str
-    template: str
-    kind: str
-    key: PlaceKey
-    """The place, with the names of number fields where their values go."""
-    numbers: tuple[str | int, ...]
-    """What each number in the text is: a field of the key, or a fixed value."""
-    template_split: Split
-    words_split: Split
-
-    def place(self, numbers: tuple[int, ...]) -> PlaceKey | None:
-        """The place, given the numbers in the order of the text; None if they do not fit."""
-        if len(numbers) != len(self.numbers):
-            return None
-        fields: dict[str | int, int] = {}
-        for meaning, number in zip(self.numbers, numbers, strict=True):
-            if fields.setdefault(meaning, number) != number or number == -1:
-                return None
-            if isinstance(meaning, int) and meaning != number:
-                return None
-        return (self.key[0], *(fields.get(field, field) for field in self.key[1:]))
-
-    def split(self, place: PlaceKey) -> Split:
-        """The split of this description of that place; a tenth of the combinations is kept out."""
-        own = _hardest(self.template_split, self.words_split)
-        if own != "train":
-            return own
-        # Punctuation must not carry a combination into another split.
-        bucket = zlib.crc32(f"{place}|{normalise(self.template)}".encode()) % 10
-        return "held_out" if bucket == 0 else "validation" if bucket == 1 else "train"
-
-    def why(self, split: Split) -> Why:
-        if split == "train":
-            return "taught"
-        if self.template_split == split:
-            return "template"
-        return "synonym" if self.words_split == split else "combination"
-
-
 class Grammar:
     """A phrase grammar; see `prompts/maze.toml` for the form of the data.
 
@@ -96,8 +52,7 @@ class Grammar:
     def __init__(self, data: Mapping[str, Any], digest: str):
         self.digest = digest
         self._data = data
-        self._number_words: list[str] = data["words"]["number"]["words"]
-        self._numbers = {word: value for value, word in enumerate(self._number_words)}
+        self._vocabulary = Vocabulary(data)
         directions = [*data["words"]["vertical"].values(), *data["words"]["horizontal"].values()]
         self._blockers = {
             token
@@ -113,11 +68,11 @@ class Grammar:
             for split in SPLITS
             for carrier in dict.fromkeys(self._carriers[split] + self._adverb_carriers[split])
         ]
-        self._by_pattern: dict[str, list[_Description]] = {}
-        self._by_key: dict[PlaceKey, list[_Description]] = {}
-        for description in self._descriptions():
-            marked = _PLACEHOLDER.sub(" 0 ", description.text)
-            pattern, _ = self._abstract(normalise(marked).split())
+        self._by_pattern: dict[str, list[Description]] = {}
+        self._by_key: dict[PlaceKey, list[Description]] = {}
+        for description in self._vocabulary.descriptions():
+            marked = PLACEHOLDER.sub(" 0 ", description.text)
+            pattern, _ = self._vocabulary.abstract(normalise(marked).split())
             self._by_pattern.setdefault(" ".join(pattern), []).append(description)
             self._by_key.setdefault(description.key, []).append(description)
         self._longest = max(pattern.count(" ") + 1 for pattern in self._by_pattern)
@@ -211,73 +166,16 @@ class Grammar:
             if (before and inner[0] != " ") or (after and inner[-1] != " "):
                 continue
             for place, description in self._lookup(inner.split()):
-                yield place, _hardest(description.split(place), carrier_split)
+                yield place, hardest(description.split(place), carrier_split)
 
-    def _lookup(self, tokens: list[str]) -> Iterator[tuple[PlaceKey, _Description]]:
-        pattern, numbers = self._abstract(tokens)
+    def _lookup(self, tokens: list[str]) -> Iterator[tuple[PlaceKey, Description]]:
+        pattern, numbers = self._vocabulary.abstract(tokens)
         for description in self._by_pattern.get(" ".join(pattern), ()):
             place = description.place(numbers)
             if place is not None:
                 yield place, description
 
-    def _abstract(self, tokens: list[str]) -> tuple[list[str], tuple[int, ...]]:
-        """Numbers of a text, and the text with # in their place."""
-        pattern, numbers = [], []
-        for token in tokens:
-            number = self._numbers.get(token)
-            if number is None and token.isdecimal():
-                number = int(token) if len(token) < 4 else -1
-            pattern.append(token if number is None else "#")
-            if number is not None:
-                numbers.append(number)
-        return pattern, tuple(numbers)
-
-    def _descriptions(self) -> Iterator[_Description]:
-        slots, domains = self._data["slots"], self._data["fields"]
-        for kind, entry in self._data["places"].items():
-            name, *fields = entry["key"]
-            values = [domains.get(field, [field]) for field in fields]
-            for bound in itertools.product(*values):
-                value = dict(zip(fields, bound, strict=True))
-                templates: list[tuple[Split, str]] = [(s, t) for s in SPLITS for t in entry[s]]
-                for split, template in templates:
-                    used = _PLACEHOLDER.findall(template)
-                    choices = [self._words(slots[slot], value) for slot in used]
-                    for words in itertools.product(*choices):
-                        filled = template.format_map(
-                            {s: w for s, (w, _) in zip(used, words, strict=True)}
-                        )
-                        yield _Description(
-                            text=filled,
-                            template=template,
-                            kind=kind,
-                            key=(name, *bound),
-                            numbers=self._meanings(filled),
-                            template_split=split,
-                            words_split=_hardest(*(s for _, s in words)),
-                        )
-
-    def _words(self, slot: list[str], value: Mapping[str, str]) -> list[tuple[str, Split]]:
-        table, *fields = slot
-        if table == "number":
-            # Left open: the placeholder comes back as the name of the field.
-            return [("{" + fields[0] + "}", "train")]
-        entry = self._data["words"][table][" ".join(value[field] for field in fields)]
-        return [(word, split) for split in SPLITS for word in entry[split]]
-
-    def _meanings(self, text: str) -> tuple[str | int, ...]:
-        """For each number of a description in order: the field that it gives, or its value."""
-        fields = iter(_PLACEHOLDER.findall(text))
-        marked = normalise(_PLACEHOLDER.sub(" # ", text).replace("#", "fieldmark")).split()
-        meanings: list[str | int] = []
-        for token in marked:
-            if token == "fieldmark":
-                meanings.append(next(fields))
-            elif token in self._numbers:
-                meanings.append(self._numbers[token])
-        return tuple(meanings)
-
-    def _of_place(self, place: PlaceKey) -> list[_Description]:
+    def _of_place(self, place: PlaceKey) -> list[Description]:
         known = self._by_key.get(place)
         if known is None:
             # A place with numbers: its key in the grammar names the fields.
@@ -291,7 +189,7 @@ class Grammar:
         self,
         place: PlaceKey,
         cells: frozenset[Cell],
-        described: list[_Description],
+        described: list[Description],
         split: Split,
         rng: random.Random,
         seen: set[str],
@@ -299,7 +197,7 @@ class Grammar:
     ) -> Iterator[Phrase]:
         """Phrases for one place: in turn over reasons, then templates, then words."""
         easy = ["train"] if split == "train" else ["train", split]
-        lanes: dict[tuple[str, str], list[tuple[_Description, list[str]]]] = {}
+        lanes: dict[tuple[str, str], list[tuple[Description, list[str]]]] = {}
         for description in described:
             own = description.split(place)
             why = description.why(split)
@@ -315,7 +213,7 @@ class Grammar:
                 lanes.setdefault(("carrier", description.template), []).append(
                     (description, carriers)
                 )
-        groups: dict[str, list[list[tuple[_Description, list[str]]]]] = {}
+        groups: dict[str, list[list[tuple[Description, list[str]]]]] = {}
         for (why, _), lane in lanes.items():
             rng.shuffle(lane)
             groups.setdefault(why, []).append(lane)
@@ -345,7 +243,7 @@ class Grammar:
                     kind = "template" if why == "carrier" else description.why(split)
                     yield Phrase(text, place, cells, split, kind)
 
-    def _fitting(self, description: _Description, splits: list[str]) -> list[str]:
+    def _fitting(self, description: Description, splits: list[str]) -> list[str]:
         carriers = [c for s in splits for c in self._carriers[s]]
         if description.text.startswith(self._adverbs):
             carriers += [c for s in splits for c in self._adverb_carriers[s]]
@@ -353,7 +251,7 @@ class Grammar:
 
     def _say(
         self,
-        description: _Description,
+        description: Description,
         number: Mapping[str | int, str | int],
         carrier: str,
         rng: random.Random,
@@ -362,8 +260,8 @@ class Grammar:
         for field in description.numbers:
             if isinstance(field, str):
                 value = int(number[field])
-                spelled = rng.random() < 0.25 and value < len(self._number_words)
-                values[field] = self._number_words[value] if spelled else str(value)
+                spelled = rng.random() < 0.25 and value < len(self._vocabulary.number_words)
+                values[field] = self._vocabulary.number_words[value] if spelled else str(value)
         text = carrier.replace("{place}", description.text.format_map(values))
         style = rng.random()
         if style < 0.15:
@@ -375,22 +273,6 @@ class Grammar:
         if text[-1].isalnum() and rng.random() < 0.15:
             text += rng.choice("...!")
         return text
-
-
-def _hardest(*splits: Split) -> Split:
-    hardest: Split = "train"
-    for split in splits:
-        if SPLITS.index(split) > SPLITS.index(hardest):
-            hardest = split
-    return hardest
-
-
-def normalise(text: str) -> str:
-    """Lower case, words and numbers apart ("R3c5" is "r 3 c 5"), no punctuation, single spaces."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"['’]", "", text)
-    text = re.sub(r"(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])|[\W_]+", " ", text)
-    return " ".join(text.split())
 
 
 def load_grammar(source: str | Path = "maze") -> Grammar:
@@ -420,7 +302,7 @@ def load_unknown(split: Split, source: str | Path = "unknown") -> list[str]:
     entry = data[split]
     sentences: list[str] = list(entry["sentences"])
     for template in entry.get("templates", ()):
-        slots = _PLACEHOLDER.findall(template)
+        slots = PLACEHOLDER.findall(template)
         for words in itertools.product(*(entry["fill"][slot] for slot in slots)):
             sentences.append(template.format_map(dict(zip(slots, words, strict=True))))
     return list(dict.fromkeys(sentences))

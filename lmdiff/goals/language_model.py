@@ -51,8 +51,11 @@ def load(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrained
     Raises:
         UserError: it cannot be downloaded or read, or it is not a text model.
     """
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # reading a local file needs none; downloads keep the hub's
+    # Reading a local file needs no progress bar (downloads keep the hub's), and of the report on
+    # what was not found in it only the missing weights matter: see below.
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -61,8 +64,12 @@ def load(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrained
         encoder_only = any(name.endswith("EncoderModel") for name in config.architectures or [])
         split = config.is_encoder_decoder or encoder_only
         kind: Any = AutoModelForTextEncoding if split else AutoModel
-        model = kind.from_pretrained(
-            source, revision=revision, use_safetensors=True, dtype=torch.float32
+        model, report = kind.from_pretrained(
+            source,
+            revision=revision,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -73,20 +80,17 @@ def load(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrained
             "the language model that needs no download: --goal.language-model embedded"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    prepare(tokenizer)
-    return model, tokenizer
-
-
-def prepare(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad on the right, with any token: padding is masked, so which one does not matter."""
-    # A causal model with left padding would count the positions of its real tokens from the pad.
-    tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens([0])[0]
+    # BERT's pooler is often absent; token states do not pass through it.
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise UserError(
+            f"The weights of {source!r} are incomplete: {len(missing)} tensors, such as "
+            f"{missing[0]}, are missing and would be random. Get a complete copy of the model."
         )
+    return model, tokenizer
 
 
 def check_width(config: PreTrainedConfig, source: str, max_tokens: int) -> int:
