@@ -54,16 +54,16 @@ class DenoiserConfig:
     """The trajectory network and its noise process."""
 
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
-    horizon: int = 24
+    horizon: int = 16
     """Steps of one window."""
     stride: int = 16
     """Environment steps between two steps of a window; an action is a chunk of that many."""
     process: Literal["flow", "vp"] = "flow"
     """Flow matching (straight paths) or a variance-preserving diffusion."""
-    prediction: Literal["velocity", "epsilon"] = "velocity"
-    """What the network predicts. Flow matching knows velocity only."""
+    prediction: Literal["sample", "velocity", "epsilon"] = "sample"
+    """What the network predicts: clean data, velocity (v), or (VP only) the noise."""
     words: bool = True
     """Goals may be given in words (cross-attention to the language model's token states)."""
     goal_state: bool = True
@@ -76,9 +76,9 @@ class DataConfig:
 
     routes: bool = True
     """Stitch recorded pieces into shortest routes (a graph over the data; no map is used)."""
-    route_goals: int = 512
+    route_goals: int = 256
     """Goal states for which routes are kept."""
-    splice_radius: float = 0.3
+    splice_radius: float = 0.5
     """States this close (observation units) may be joined; the gap costs travel time."""
     words_fraction: float = 0.7
     """Share of the windows whose goal is said in words; the others are given the goal state."""
@@ -90,7 +90,7 @@ class DataConfig:
 class ImitationConfig:
     """Imitation: minimise the mean denoising loss over a mixture of roles."""
 
-    roles: dict[str, float] = field(default_factory=lambda: {"planner": 0.75, "controller": 0.25})
+    roles: dict[str, float] = field(default_factory=lambda: {"planner": 0.8, "controller": 0.15, "policy": 0.05})
     """Roles to train and their shares (see lmdiff/denoisers/roles.py)."""
     condition_dropout: float = 0.1
     """Share of the windows whose goal is hidden, for classifier-free guidance."""
@@ -101,9 +101,9 @@ class TrainingConfig:
     """The training loop."""
 
     max_steps: int = 3000
-    batch_size: int = 64
+    batch_size: int = 128
     """Windows per step and process."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup_steps: int = 100
     lr_schedule: Literal["cosine", "constant_with_warmup", "linear"] = "cosine"
     weight_decay: float = 0.01

@@ -20,8 +20,8 @@ from scipy.spatial import cKDTree
 
 from lmdiff.data.episodes import Episodes
 
-_MAX_NODES = 20_000  # recorded states in the graph; more are thinned out by episode
-_NEIGHBOURS = 12  # splices tried per state
+_MAX_NODES = 25_000  # recorded states in the graph; more are thinned out by episode
+_NEIGHBOURS = 24  # splices tried per state
 _SPLICE_COST = 2.0  # times the gap's usual travel time
 
 
@@ -33,6 +33,8 @@ class Hops:
     """[N, observation]"""
     actions: np.ndarray
     """[N, stride, action]: what was done from each state; zeros where nothing follows."""
+    passed: np.ndarray
+    """[N, stride, observation]: where each action led; the last is where the next state is."""
     followed: np.ndarray
     """[N] bool: state n + 1 follows state n in the recording."""
     stride: int
@@ -46,26 +48,39 @@ class Hops:
 
 
 def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES) -> Hops:
-    """Cut episodes into hops, from a random offset each; whole episodes are left out past `limit`."""
+    """Cut episodes into hops, from several offsets each; episodes past `limit` states are left out.
+
+    Overlapping cuts (every quarter of a stride) make the most of little data: routes choose among
+    more pieces near every place.
+    """
     rng = np.random.default_rng([seed, stride])
-    states, actions, followed, count = [], [], [], 0
+    states, actions, passed, followed, count = [], [], [], [], 0
+    total = sum(len(recorded) for recorded in episodes.actions)
+    # As many offsets as the limit has room for, up to one every quarter of a stride.
+    cuts = int(np.clip(round(limit * stride / max(total, 1)), 1, min(4, stride)))
     for episode in rng.permutation(len(episodes.actions)):
         recorded = episodes.actions[episode]
-        offset = int(rng.integers(max(1, min(stride, len(recorded) - stride))))
-        hops = (len(recorded) - offset) // stride
-        if hops < 1:
-            continue
-        span = slice(offset, offset + hops * stride)
-        pieces = recorded[span].reshape(hops, stride, -1)
-        states.append(episodes.observations[episode][offset : span.stop + 1 : stride])
-        actions.append(np.concatenate([pieces, np.zeros_like(pieces[:1])]))
-        followed.append(np.arange(hops + 1) < hops)
-        count += hops + 1
+        first = int(rng.integers(stride))
+        for cut in range(cuts):
+            offset = (first + cut * stride // cuts) % stride
+            hops = (len(recorded) - offset) // stride
+            if hops < 1:
+                continue
+            span = slice(offset, offset + hops * stride)
+            pieces = recorded[span].reshape(hops, stride, -1)
+            seen = episodes.observations[episode]
+            led = seen[offset + 1 : span.stop + 1].reshape(hops, stride, -1)
+            states.append(seen[offset : span.stop + 1 : stride])
+            passed.append(np.concatenate([led, np.repeat(led[-1:, -1:], stride, 1)]))
+            actions.append(np.concatenate([pieces, np.zeros_like(pieces[:1])]))
+            followed.append(np.arange(hops + 1) < hops)
+            count += hops + 1
         if count >= limit:
             break
     return Hops(
         states=np.concatenate(states),
         actions=np.concatenate(actions),
+        passed=np.concatenate(passed),
         followed=np.concatenate(followed),
         stride=stride,
     )

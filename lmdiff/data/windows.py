@@ -47,11 +47,15 @@ class Batch(NamedTuple):
 @dataclass(frozen=True)
 class _Paths:
     nodes: np.ndarray
-    """[B, horizon] recorded states along the way; the goal again and again once it is reached."""
+    """[B, horizon] recorded states along the way."""
+    states: np.ndarray
+    """[B, horizon, observation] theirs, and the goal again and again once it is reached."""
     goals: np.ndarray
-    """[B] the goals' states."""
+    """[B, observation]"""
     length: np.ndarray
     """[B] hops to the goal; `horizon` where the window ends before it."""
+    last_steps: np.ndarray
+    """[B] environment steps of the last hop."""
     remaining: np.ndarray
     """[B, horizon] environment steps to the goal."""
 
@@ -122,7 +126,8 @@ class WindowSampler:
         unreachable = ~np.isfinite(routes.steps_to_goal[goals, starts])
         starts[unreachable] = goal_nodes[unreachable]
         nodes = np.empty((size, self.horizon), np.int64)
-        nodes[:, 0] = starts
+        # One hop in: from there on every hop is chosen. The first one is just what was recorded.
+        nodes[:, 0] = routes.following[goals, starts]
         for i in range(1, self.horizon):
             nodes[:, i] = routes.following[goals, nodes[:, i - 1]]
         remaining = routes.steps_to_goal[goals[:, None], nodes]
@@ -134,29 +139,46 @@ class WindowSampler:
         length = np.where(cut, shorter, length)
         last = nodes[np.arange(size), np.minimum(length, self.horizon - 1)]
         remaining = remaining - np.where(cut, routes.steps_to_goal[goals, last], 0.0)[:, None]
-        after = np.arange(self.horizon) >= length[:, None]
-        goal_nodes = np.where(cut, last, goal_nodes)
-        return _Paths(
-            nodes=np.where(after, goal_nodes[:, None], nodes),
-            goals=goal_nodes,
-            length=length,
-            remaining=np.where(after, 0.0, remaining),
-        )
+        return self._stop(rng, nodes, np.where(cut, last, goal_nodes), length, remaining, cut)
 
     def _along_recordings(
         self, rng: np.random.Generator, goals: np.ndarray, in_words: np.ndarray
     ) -> _Paths:
-        del in_words
         goal_nodes = self.goals[goals]
         longest = np.minimum(self._recorded_before[goal_nodes], self.horizon - 1)
         length = rng.integers(0, longest + 1)
         hops = np.arange(self.horizon)
         nodes = (goal_nodes - length)[:, None] + np.minimum(hops, length[:, None])
+        remaining = np.maximum(length[:, None] - hops, 0.0) * self.hops.stride
+        return self._stop(rng, nodes, goal_nodes, length, remaining, ~in_words)
+
+    def _stop(
+        self,
+        rng: np.random.Generator,
+        nodes: np.ndarray,
+        goal_nodes: np.ndarray,
+        length: np.ndarray,
+        remaining: np.ndarray,
+        anywhere: np.ndarray,
+    ) -> _Paths:
+        """Rest at the goal; where `anywhere` [B], it may lie within the last hop.
+
+        Without such goals, nothing nearer than a whole hop could be reached on purpose.
+        """
+        size, stride = len(nodes), self.hops.stride
+        after = np.arange(self.horizon) >= length[:, None]
+        part = anywhere & (length > 0) & (length < self.horizon)
+        steps = np.where(part, rng.integers(1, stride + 1, size), stride)
+        before = nodes[np.arange(size), np.maximum(length, 1) - 1]
+        goals = self.hops.states[goal_nodes]
+        goals = np.where(part[:, None], self.hops.passed[before, steps - 1], goals)
         return _Paths(
             nodes=nodes,
-            goals=goal_nodes,
+            states=np.where(after[..., None], goals[:, None], self.hops.states[nodes]),
+            goals=goals,
             length=length,
-            remaining=np.maximum(length[:, None] - hops, 0.0) * self.hops.stride,
+            last_steps=steps,
+            remaining=np.where(after, 0.0, remaining - (stride - steps)[:, None]),
         )
 
     def _assemble(
@@ -165,14 +187,18 @@ class WindowSampler:
         paths: _Paths,
         places: Sequence[PlaceKey | None],
     ) -> Batch:
-        nodes = paths.nodes
-        resting = np.arange(self.horizon) >= paths.length[:, None]
-        actions = np.where(resting[..., None, None], 0.0, self.hops.actions[nodes])
+        hop = np.arange(self.horizon)
+        last_hop = hop == paths.length[:, None] - 1
+        # Actions of each hop that are done: all, some of the last one's, none at rest.
+        done = np.where(last_hop, paths.last_steps[:, None], self.hops.stride)
+        done = np.where(hop >= paths.length[:, None], 0, done)
+        undone = np.arange(self.hops.stride) >= done[..., None]
+        actions = np.where(undone[..., None], 0.0, self.hops.actions[paths.nodes])
         return Batch(
-            observation=torch.from_numpy(self.hops.states[nodes]),
-            action=torch.from_numpy(actions.reshape(*nodes.shape, -1)).float(),
+            observation=torch.from_numpy(paths.states),
+            action=torch.from_numpy(actions.reshape(*paths.nodes.shape, -1)).float(),
             signal=torch.from_numpy(-paths.remaining[..., None]).float(),
-            goal_state=torch.from_numpy(self.hops.states[paths.goals]),
+            goal_state=torch.from_numpy(paths.goals),
             phrases=[
                 None if place is None or self.phrases is None else self.phrases.draw_text(place, rng)
                 for place in places

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 _LEVEL_OCTAVES = 4
 _STATE_OCTAVES = 4
+# A step moves a fraction of the data's spread: differences are scaled up to the size of the rest,
+# or their weights would have to grow for thousands of training steps.
+_DIFFERENCE_GAIN = 4.0
 
 
 class GoalContext(NamedTuple):
@@ -59,7 +62,7 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
         layers: int = 4,
         heads: int = 4,
         process: str = "flow",
-        prediction: str = "velocity",
+        prediction: str = "sample",
     ):
         super().__init__()
         self.observation_size = observation_size
@@ -67,10 +70,10 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
         sample_size = sum(self.group_sizes)
         features = (
             sample_size
-            + observation_size * 2 * _STATE_OCTAVES
+            + observation_size * (2 + 2 * _STATE_OCTAVES)
             + len(self.group_sizes) * (1 + 2 * _LEVEL_OCTAVES)
         )
-        # Width 3: each step sees its neighbours, so differences (velocities) are one layer away.
+        # Width 3: each step sees its neighbours.
         self.embed = nn.Conv1d(features, width, kernel_size=3, padding=1)
         self.position = nn.Parameter(torch.randn(horizon, width) * 0.02)
         self.goal_embed = nn.Linear(goal_size * (1 + 2 * _STATE_OCTAVES), width)
@@ -125,9 +128,12 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
             goal: from `read_goal`.
         """
         observation = sample[..., : self.observation_size]
+        moved = _DIFFERENCE_GAIN * observation.diff(dim=1)
         features = torch.cat(
             [
                 sample,
+                F.pad(moved, (0, 0, 1, 0)),
+                F.pad(moved, (0, 0, 0, 1)),
                 waves(observation, _STATE_OCTAVES)[..., self.observation_size :],
                 waves(level, _LEVEL_OCTAVES),
             ],

@@ -23,29 +23,41 @@ from lmdiff.errors import UserError
 TRAIN_TIMESTEPS = 1000
 
 
+# The velocity of an almost clean sample is its tiny error over a tiny time: bounded from below.
+_MIN_LEVEL = 0.02
+
+
 @dataclass(frozen=True)
 class FlowMatching:
     """Straight paths `xt = (1 - t) x0 + t noise` and their velocity `noise - x0`.
 
-    Lipman et al., arXiv:2210.02747; rectified flow, Liu et al., arXiv:2209.03003. For data of unit
-    variance, the velocity's best linear guess is a multiple of `xt`; the network adds the rest, of
-    unit size (preconditioning as in EDM, Karras et al., arXiv:2206.00364). It never has to copy
-    noise from input to output: one step from pure noise gives a clean mean.
+    Lipman et al., arXiv:2210.02747; rectified flow, Liu et al., arXiv:2209.03003. The network may
+    give the clean `sample`, which a small one learns several times faster for plans (it need not
+    copy noise), or the `velocity`, as the rest of its best linear guess from `xt`
+    (preconditioning for unit variance: Karras et al., arXiv:2206.00364).
     """
+
+    prediction: str = "sample"
 
     def corrupt(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """`xt`; `level` broadcasts against `x0`."""
         return torch.lerp(x0, noise, level)
 
     def target(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What the network should predict."""
+        """The velocity, which the sampler follows."""
         del level
         return noise - x0
 
     def predict(self, output: Tensor, xt: Tensor, level: Tensor) -> Tensor:
         """The velocity, from the network's output."""
+        if self.prediction == "sample":
+            return (xt - output) / level.clamp_min(_MIN_LEVEL)
         power = level**2 + (1 - level) ** 2
         return (2 * level - 1) / power * xt + output * power.rsqrt()
+
+    def weight(self, level: Tensor) -> Tensor | float:
+        """Weight of the velocity's squared error: for `sample`, it makes it the sample's."""
+        return level.clamp_min(_MIN_LEVEL) ** 2 if self.prediction == "sample" else 1.0
 
     def scheduler(self) -> Any:
         """The default sampler. Its config also says `flow_prediction`, so that
@@ -78,7 +90,7 @@ class VariancePreserving:
     Ho et al., arXiv:2006.11239; Nichol and Dhariwal, arXiv:2102.09672; v: arXiv:2202.00512.
     """
 
-    prediction: str = "velocity"
+    prediction: str = "sample"
 
     def _alpha(self, level: Tensor) -> Tensor:
         alphas = _alphas_cumprod().to(level.device)
@@ -92,24 +104,30 @@ class VariancePreserving:
         return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
     def target(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """What the network should predict: the noise, or v."""
+        """What the network should predict: the clean sample, the noise, or v."""
+        if self.prediction == "sample":
+            return x0
         if self.prediction == "epsilon":
             return noise
         alpha = self._alpha(level)
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
 
     def predict(self, output: Tensor, xt: Tensor, level: Tensor) -> Tensor:
-        """The network's output as it is: v of unit-variance data is uncorrelated with `xt`."""
+        """The network's output as it is: these schedulers know all three."""
         del xt, level
         return output
 
+    def weight(self, level: Tensor) -> Tensor | float:
+        """Weight of the squared error."""
+        del level
+        return 1.0
+
     def scheduler(self) -> Any:
         """The default sampler."""
-        kind = "epsilon" if self.prediction == "epsilon" else "v_prediction"
         return DDIMScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS,
             beta_schedule="squaredcos_cap_v2",
-            prediction_type=kind,
+            prediction_type="v_prediction" if self.prediction == "velocity" else self.prediction,
             # Normalised data exceeds one; clipping is for images.
             clip_sample=False,
             timestep_spacing="trailing",
@@ -137,13 +155,16 @@ Process = FlowMatching | VariancePreserving
 
 
 def make_process(name: str, prediction: str) -> Process:
-    """`flow` or `vp`.
+    """`flow` or `vp`; the network predicts `sample`, `velocity`, or (VP) `epsilon`.
 
     Raises:
         UserError: a combination that does not exist.
     """
     if name == "flow":
-        if prediction != "velocity":
-            raise UserError("denoiser.process = 'flow' predicts velocity; set prediction so.")
-        return FlowMatching()
+        if prediction == "epsilon":
+            raise UserError(
+                "denoiser.process = 'flow' predicts 'sample' or 'velocity'; for 'epsilon' set "
+                "--denoiser.process vp."
+            )
+        return FlowMatching(prediction)
     return VariancePreserving(prediction)

@@ -93,6 +93,7 @@ class TrajectoryDenoiser(nn.Module):
         xt = torch.where(masks.absent[..., self.group_of_channel], 0.0, xt)
         prediction = self.process.predict(self.network(xt, level, goal), xt, channel_level)
         error = (prediction - self.process.target(x, draw.noise, channel_level)) ** 2
+        error = error * self.process.weight(channel_level)
         # The mean over each group's own channels, then over the entries that are asked.
         per_group = torch.stack(
             [part.mean(-1) for part in error.split(self.network.group_sizes, -1)], -1

@@ -50,6 +50,8 @@ class GoalPipeline(DiffusionPipeline):
         scheduler: a diffusers scheduler of the network's noise process.
         stride: environment steps between two steps of a plan.
         task: name of the task it was trained for.
+        agent: name of the agent.
+        evaluation: how its config would have it sampled (see EvaluationConfig).
     """
 
     model_cpu_offload_seq = "goal_encoder->network"
@@ -64,6 +66,8 @@ class GoalPipeline(DiffusionPipeline):
         known_goals: KnownGoals | None = None,
         stride: int = 1,
         task: str = "",
+        agent: str = "",
+        evaluation: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -73,7 +77,7 @@ class GoalPipeline(DiffusionPipeline):
             scheduler=scheduler,
             known_goals=known_goals,
         )
-        self.register_to_config(stride=stride, task=task)
+        self.register_to_config(stride=stride, task=task, agent=agent, evaluation=evaluation)
         self.denoiser = TrajectoryDenoiser(network)
         if known_goals is not None:
             known_goals.attach(goal_encoder)
@@ -157,7 +161,9 @@ class GoalPipeline(DiffusionPipeline):
         values = self.normalizer.decode(sample)
         remaining = -values[..., -1]
         there = remaining < self.config["stride"] / 2
-        arrival = torch.where(there.any(1), there.int().argmax(1), there.shape[1])
+        # One step more than the first that is there: its neighbours are sharper than its edge.
+        arrival = torch.where(there.any(1), there.int().argmax(1) + 1, there.shape[1])
+        arrival = arrival.clamp_max(there.shape[1] - 1 if bool(there.any()) else there.shape[1])
         return GoalPipelineOutput(
             observations=values[..., : now.shape[1]].cpu().numpy(),
             remaining=remaining.cpu().numpy(),

@@ -1,0 +1,83 @@
+"""Finding and loading a trained agent, and the settings that it is sampled with."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from diffusers.utils import logging as diffusers_logging
+
+from lmdiff.errors import UserError
+from lmdiff.evaluation.rollout import Settings
+from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.tasks.pointmaze import PointMaze
+
+
+def find_agent(source: str) -> Path:
+    """The folder of a saved pipeline: itself, its run's folder, or the name of a run in runs/.
+
+    Raises:
+        UserError: none of them is there; names the command that trains it.
+    """
+    candidates = [Path(source), Path(source) / "agent", Path("runs") / source / "agent"]
+    for folder in candidates:
+        if (folder / "model_index.json").is_file():
+            return folder
+    run = Path(source)
+    if (run / "run.json").is_file():
+        raise UserError(f"The training in {run} is not finished: lmdiff train --resume {run}")
+    raise UserError(
+        f"No trained agent {source!r} (looked in {', '.join(map(str, candidates))}). "
+        f"Train one: lmdiff train {Path(source).name or 'pointmaze-medium'}"
+    )
+
+
+def load_pipeline(folder: Path) -> GoalPipeline:
+    """The pipeline saved in a folder, on this machine's accelerator if it has one.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    import torch
+
+    # diffusers lists the scheduler's settings that only other schedulers read, and progress bars.
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.ERROR)
+    diffusers_logging.disable_progress_bar()
+    try:
+        pipe = GoalPipeline.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"The agent in {folder} cannot be loaded ({error}). Train it again: lmdiff train AGENT "
+            "--output OTHER_DIR"
+        ) from error
+    finally:
+        diffusers_logging.set_verbosity(level)
+        diffusers_logging.enable_progress_bar()
+    if torch.accelerator.is_available():
+        pipe.to(torch.accelerator.current_accelerator())
+    return pipe
+
+
+def task_of(pipe: GoalPipeline) -> PointMaze:
+    """The task that a pipeline was trained for."""
+    return PointMaze(pipe.config["task"])
+
+
+def settings_of(
+    pipe: GoalPipeline,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    role: str = "planner",
+) -> Settings:
+    """The agent's own settings, with what is not None in their place."""
+    own = pipe.config["evaluation"] or {}
+    settings = Settings(
+        num_inference_steps=own.get("num_inference_steps", 5),
+        guidance_scale=own.get("guidance_scale", 1.0),
+        role=role,
+    )
+    if num_inference_steps is not None:
+        settings = replace(settings, num_inference_steps=num_inference_steps)
+    if guidance_scale is not None:
+        settings = replace(settings, guidance_scale=guidance_scale)
+    return settings

@@ -1,0 +1,144 @@
+"""`lmdiff bench`: times that anyone can have on their own machine."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lmdiff.config import AgentConfig, load_agent
+from lmdiff.errors import UserError
+from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
+from lmdiff.evaluation.results import write_result
+from lmdiff.pipelines.goal_pipeline import GoalPipeline
+
+if TYPE_CHECKING:
+    from lmdiff.cli import Bench
+
+_WARM_UP = 5
+
+
+def bench(command: "Bench") -> int:
+    """Time what the command names on one thread and on all; prints, and returns the exit code."""
+    if command.repeats < 1:
+        raise UserError(f"--repeats {command.repeats}: at least 1 is needed.")
+    work, about = _train_step(command) if command.what == "train" else _inference(command)
+    rows = []
+    before = torch.get_num_threads()
+    try:
+        for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+            torch.set_num_threads(threads)
+            rows.append({"what": command.what, "threads": threads} | about | _time(work, command))
+    finally:
+        torch.set_num_threads(before)
+    for row in rows:
+        spread = f"{row['ms']['low']:.1f} to {row['ms']['high']:.1f}"
+        print(f"{row['what']:8} {row['threads']} thread(s): {row['ms']['mean']:.1f} ms ({spread})")
+    if command.output is not None:
+        line = f"lmdiff bench {command.what} --agent {command.agent} --repeats {command.repeats}"
+        write_result(command.output, line, [0], rows)
+    if command.json:
+        print(json.dumps({"rows": rows}))
+    return 0
+
+
+def _time(work: Callable[[], object], command: "Bench") -> dict[str, Any]:
+    """Median and the middle half of `repeats` timings, in milliseconds, after a warm-up."""
+    for _ in range(_WARM_UP):
+        work()
+    times = []
+    for _ in range(command.repeats):
+        began = time.perf_counter()
+        work()
+        times.append(1000 * (time.perf_counter() - began))
+    low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
+    return {"ms": {"mean": median, "low": low, "high": high, "unit": "ms"}, "repeats": len(times)}
+
+
+def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
+    """One plan, or one action chunk, at batch 1; the goal's words are encoded once before."""
+    try:
+        pipe = load_pipeline(find_agent(command.agent))
+    except UserError:
+        pipe = _untrained(load_agent(command.agent))
+    settings = settings_of(pipe)
+    observation = np.zeros((1, pipe.network.group_sizes[0]), np.float32)
+    goal = pipe.encode_goal("go to the bottom right corner")
+    waypoints = np.zeros((1, pipe.network.config.horizon - 1, observation.shape[1]), np.float32)
+    about = {
+        "agent": command.agent,
+        "parameters": sum(p.numel() for p in pipe.network.parameters()),
+        "horizon": pipe.network.config.horizon,
+        "steps": settings.num_inference_steps if command.what == "plan" else 1,
+    }
+
+    def plan() -> object:
+        return pipe(
+            goal,
+            observation=observation,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )
+
+    def action() -> object:
+        return pipe.act(observation, waypoints)
+
+    return (plan if command.what == "plan" else action), about
+
+
+def _untrained(config: AgentConfig) -> GoalPipeline:
+    from lmdiff.data.normalizer import Normalizer
+    from lmdiff.tasks.pointmaze import PointMaze
+    from lmdiff.training.agent import ImitationModule, make_pipeline
+
+    task = PointMaze(config.task.name)
+    channels = task.observation_size + config.denoiser.stride * task.action_size + 1
+    module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
+    return make_pipeline(config, module, known_goals=None)
+
+
+def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
+    """One training step (forward, backward, AdamW) of a batch whose words are known."""
+    from lmdiff.data.normalizer import Normalizer
+    from lmdiff.data.windows import Batch
+    from lmdiff.tasks.pointmaze import PointMaze
+    from lmdiff.training.agent import ImitationModule
+
+    config = load_agent(command.agent)
+    task, size, horizon = (
+        PointMaze(config.task.name),
+        config.training.batch_size,
+        config.denoiser.horizon,
+    )
+    chunk = config.denoiser.stride * task.action_size
+    channels = task.observation_size + chunk + 1
+    module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch(
+        observation=torch.randn(size, horizon, task.observation_size, generator=generator),
+        action=torch.randn(size, horizon, chunk, generator=generator),
+        signal=torch.randn(size, horizon, 1, generator=generator),
+        goal_state=torch.randn(size, task.observation_size, generator=generator),
+        phrases=["go to the bottom right corner"] * size,
+    )
+    bf16 = config.training.mixed_precision == "bf16"
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = module(batch, generator)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    about = {
+        "agent": command.agent,
+        "parameters": sum(p.numel() for p in trained),
+        "batch": size,
+        "precision": config.training.mixed_precision,
+    }
+    return step, about

@@ -1,0 +1,207 @@
+"""From an agent's config to a trained pipeline: data, windows, module, loop, `RUN_DIR/agent`."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from lmdiff.algos.imitation import imitation_loss
+from lmdiff.config import AgentConfig, to_dict
+from lmdiff.data.episodes import load_or_generate
+from lmdiff.data.hindsight import HindsightPhrases
+from lmdiff.data.normalizer import Normalizer
+from lmdiff.data.windows import Batch, WindowSampler
+from lmdiff.denoisers.contract import Condition
+from lmdiff.denoisers.network import TrajectoryTransformer
+from lmdiff.denoisers.trajectory import TrajectoryDenoiser
+from lmdiff.errors import UserError
+from lmdiff.evaluation.language import draw_trials, run_trials
+from lmdiff.evaluation.rollout import Settings
+from lmdiff.goals.encoder import GoalEncoder
+from lmdiff.goals.grammar import load_grammar, load_unknown
+from lmdiff.goals.refusal import KnownGoals
+from lmdiff.pipelines.goal_pipeline import GoalPipeline, encode_words
+from lmdiff.pipelines.model_card import write_card
+from lmdiff.tasks.pointmaze import PointMaze
+from lmdiff.training.loop import train
+from lmdiff.training.manifest import changed_fields, read_run
+
+_NORMALIZER_WINDOWS = 4096
+_NO_RANK = 2**31  # the windows that fit the normaliser are no process's batch
+_REFUSAL_PHRASES = 1500
+_RESUMABLE = {"training", "evaluation", "name", "description"}
+
+
+class ImitationModule(nn.Module):
+    """Everything that imitation trains, behind one forward: what Accelerate prepares."""
+
+    def __init__(self, config: AgentConfig, normalizer: Normalizer):
+        super().__init__()
+        task, denoiser = PointMaze(config.task.name), config.denoiser
+        self.condition_dropout = config.imitation.condition_dropout
+        self.normalizer = normalizer
+        self.goal_encoder = GoalEncoder(**to_dict(config.goal))
+        network = TrajectoryTransformer(
+            observation_size=task.observation_size,
+            action_size=denoiser.stride * task.action_size,
+            signal_size=1,
+            goal_size=task.observation_size,
+            words_width=self.goal_encoder.width,
+            horizon=denoiser.horizon,
+            width=denoiser.width,
+            layers=denoiser.layers,
+            heads=denoiser.heads,
+            process=denoiser.process,
+            prediction=denoiser.prediction,
+        )
+        self.denoiser = TrajectoryDenoiser(network, config.imitation.roles)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The loss of one batch of windows."""
+        size = batch.goal_state.shape[1]
+        offset, scale = self.normalizer.offset[:size], self.normalizer.scale[:size]
+        given = [phrase is None for phrase in batch.phrases]
+        condition = Condition(
+            words=encode_words(self.goal_encoder, batch.phrases),
+            state=(batch.goal_state - offset) / scale,
+            state_given=torch.tensor(given, device=batch.goal_state.device),
+        )
+        return imitation_loss(
+            self.denoiser,
+            self.normalizer.encode(batch.window),
+            condition,
+            self.condition_dropout,
+            generator,
+        )
+
+
+def train_agent(
+    config: AgentConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Train an agent and save its pipeline in `run_dir/agent`; returns the last metrics.
+
+    Raises:
+        UserError: a config, run directory or checkpoint that does not fit.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
+    """
+    if resume:
+        _check_resumable(config, run_dir)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    with accelerator.main_process_first():
+        episodes = load_or_generate(config.task, quiet=quiet or not accelerator.is_main_process)
+    task, grammar = PointMaze(config.task.name), load_grammar(PointMaze.grammar)
+    phrases = grammar.phrases(task.places, "train", limit=config.data.phrases)
+    words = HindsightPhrases(task, phrases) if config.denoiser.words else None
+    sampler = WindowSampler(config, episodes, words)
+    # Every rank initialises alike; their batches differ.
+    set_seed(config.training.seed)
+    sample = sampler.batch(config.training.seed, _NO_RANK, 0, _NORMALIZER_WINDOWS)
+    module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)))
+
+    def batches(step: int) -> Batch:
+        training = config.training
+        return sampler.batch(training.seed, accelerator.process_index, step, training.batch_size)
+
+    metrics = train(
+        config.training,
+        module,
+        batches,
+        run_dir,
+        accelerator=accelerator,
+        evaluate=_evaluation(config, task, module) if config.denoiser.words else None,
+        manifest={"agent": to_dict(config), "prompts_sha256": grammar.digest},
+        resume=resume,
+        quiet=quiet,
+    )
+    if accelerator.is_main_process:
+        save_agent(config, module, run_dir / "agent", metrics)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def _check_resumable(config: AgentConfig, run_dir: Path) -> None:
+    """The loop compares its own settings; these are the rest: another task is another run."""
+    run = read_run(run_dir)
+    if run is None:
+        raise UserError(f"Nothing to resume in {run_dir}: it has no run.json. Known runs: runs/*")
+    changed = [
+        name
+        for name in changed_fields(run["manifest"]["agent"], to_dict(config))
+        if name.split(".")[0] not in _RESUMABLE
+    ]
+    if changed:
+        raise UserError(
+            f"{run_dir} was trained with other settings of {', '.join(changed)}. Train anew with "
+            "another --output."
+        )
+
+
+def _evaluation(
+    config: AgentConfig, task: PointMaze, module: ImitationModule
+) -> Callable[[nn.Module, int], dict[str, float]] | None:
+    """Success on validation phrases, for a look during training; none if it is never asked for."""
+    if config.training.evaluate_every <= 0:
+        return None
+    phrases = load_grammar(task.grammar).phrases(task.places, "validation", limit=50)
+    trials = draw_trials(task, phrases, len(phrases), config.training.seed)
+    evaluation = config.evaluation
+    settings = Settings(evaluation.num_inference_steps, evaluation.guidance_scale)
+
+    def evaluate(_: nn.Module, step: int) -> dict[str, float]:
+        pipe = make_pipeline(config, module, known_goals=None)
+        outcomes = run_trials(pipe, task, trials, settings, step)
+        return {"success": sum(o.success for o in outcomes) / len(outcomes)}
+
+    return evaluate
+
+
+def make_pipeline(
+    config: AgentConfig, module: ImitationModule, known_goals: KnownGoals | None
+) -> GoalPipeline:
+    """The pipeline of a module's present weights."""
+    return GoalPipeline(
+        network=module.denoiser.network,
+        normalizer=module.normalizer,
+        goal_encoder=module.goal_encoder,
+        scheduler=module.denoiser.process.scheduler(),
+        known_goals=known_goals,
+        stride=config.denoiser.stride,
+        task=config.task.name,
+        agent=config.name,
+        evaluation=to_dict(config.evaluation),
+    )
+
+
+def fit_known_goals(encoder: GoalEncoder, task: PointMaze) -> KnownGoals:
+    """What was taught, and the threshold below which goals are refused (validation phrases)."""
+    grammar = load_grammar(task.grammar)
+    taught = grammar.phrases(task.places, "train", limit=_REFUSAL_PHRASES)
+    validation = grammar.phrases(task.places, "validation", limit=_REFUSAL_PHRASES // 3)
+    return KnownGoals.fit(
+        encoder,
+        [phrase.text for phrase in taught],
+        load_unknown("train"),
+        [phrase.text for phrase in validation],
+        load_unknown("validation"),
+        labels=[str(phrase.place) for phrase in taught],
+    )
+
+
+def save_agent(
+    config: AgentConfig, module: ImitationModule, folder: Path, metrics: dict[str, Any]
+) -> None:
+    """Save the pipeline with its card; a half-written folder never takes the place of a whole."""
+    known = None
+    if config.denoiser.words:
+        known = fit_known_goals(module.goal_encoder, PointMaze(config.task.name))
+    written = folder.with_name(f".{folder.name}-writing")
+    shutil.rmtree(written, ignore_errors=True)
+    make_pipeline(config, module, known).save_pretrained(written)
+    write_card(written, config, metrics)
+    shutil.rmtree(folder, ignore_errors=True)
+    written.rename(folder)
