@@ -174,7 +174,7 @@ class Eval:
     role: Literal["planner", "policy"] = "planner"
     """Plan and follow, or act without plans."""
     output: Path | None = None
-    """Write the report here too, as a file for docs/results."""
+    """Put the report into this result file too, as the agent's row (docs/results/NAME.json)."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -222,9 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A user's warning is for developers of libraries; their own come through `warnings` too.
     try:
         default = _train_default(words[1:]) if verb == "train" else None
-        command = tyro.cli(
-            VERBS[verb], args=words[1:], default=default, prog=f"lmdiff {verb}"
-        )
+        command: Any = tyro.cli(VERBS[verb], args=words[1:], default=default, prog=f"lmdiff {verb}")
         return command.run()
     except UserError as error:
         _report(error, words)
@@ -289,8 +287,10 @@ def _base_config(agent: str, resume: Path | None) -> AgentConfig:
         run = json.loads((resume / "run.json").read_text(encoding="utf-8"))
         return from_dict(AgentConfig, run["manifest"]["agent"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"Nothing to resume in {resume}: {error}. Runs are folders such as "
-                        "runs/pointmaze-medium.") from error
+        raise UserError(
+            f"Nothing to resume in {resume}: {error}. Runs are folders such as "
+            "runs/pointmaze-medium."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class GoalNotUnderstood(UserError):
+class GoalNotUnderstood(UserError):  # noqa: N818 (it is an answer, and is named as one)
     """The agent was not taught this goal; `nearest` holds known goals that come closest."""
 
     exit_code = 3

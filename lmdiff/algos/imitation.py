@@ -5,6 +5,8 @@ Diffusion and flow-matching behaviour cloning, over data whose goals are given i
 that guidance can compare with and without (Ho and Salimans, arXiv:2207.12598).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from lmdiff.denoisers.contract import Condition, Denoiser
 
 
 def imitation_loss(
-    denoiser: Denoiser[Tensor, Condition, object],
+    denoiser: Denoiser[Tensor, Condition, Any],
     x: Tensor,
     condition: Condition,
     condition_dropout: float,

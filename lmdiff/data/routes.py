@@ -1,14 +1,15 @@
 """Shortest routes stitched from recorded pieces: how short episodes teach long ways.
 
 Every episode is cut into hops of `stride` steps. Hops follow one another where the recording does,
-and also where one's end lies within `splice_radius` of another's start. A splice costs twice the time
-that its gap takes at the data's usual speed, so that routes do not profit from jumping. Dijkstra's
-algorithm from a set of goal states then gives, for every recorded state, the next hop of a shortest
-route.
+and also where one's end lies within `splice_radius` of another's start. A splice costs twice the
+time that its gap takes at the data's usual speed, so that routes do not profit from jumping.
+Dijkstra's algorithm from a set of goal states then gives, for every recorded state, the next hop of
+a shortest route.
 
-Only states and times of the data are used: no map, no simulator. (Stitching by a graph over the data
-is the idea of SCoTS, arXiv:2506.00895, and TTGS, arXiv:2510.07257; there a learnt distance picks the
-pieces. Distance in observation space is enough where nearby observations are nearby in time: mazes.)
+Only states and times of the data are used: no map, no simulator. (Stitching by a graph over the
+data is the idea of SCoTS, arXiv:2506.00895, and TTGS, arXiv:2510.07257; there a learnt distance
+picks the pieces. Distance in observation space is enough where nearby observations are nearby in
+time: mazes.)
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from lmdiff.data.episodes import Episodes
 
@@ -110,9 +111,10 @@ def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Rout
     count = len(hops.states)
     recorded = np.flatnonzero(hops.followed)
     # From each hop's end, to itself (no splice) and to its neighbours.
-    gap, neighbour = cKDTree(hops.states).query(
+    nearest = KDTree(hops.states).query(
         hops.states[recorded + 1], k=min(_NEIGHBOURS, count), distance_upper_bound=splice_radius
     )
+    gap, neighbour = map(np.asarray, nearest)
     near = np.isfinite(gap)
     source = np.concatenate([recorded, np.broadcast_to(recorded[:, None], near.shape)[near]])
     target = np.concatenate([recorded + 1, neighbour[near]])

@@ -1,4 +1,4 @@
-"""Training windows: `horizon` steps of (observation, action chunk, progress) and the goal they reach.
+"""Training windows: `horizon` steps of (observation, action chunk, progress), and their goals.
 
 The goal of a window is a state that it reaches (hindsight), at a distance that varies from none to
 the whole window; after the goal, the window rests there. Windows follow stitched routes
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
     @property
     def window(self) -> Tensor:
-        """[B, horizon, observation + action + signal]"""
+        """All groups side by side: [B, horizon, observation + action + signal]."""
         return torch.cat([self.observation, self.action, self.signal], -1)
 
 
@@ -102,7 +102,9 @@ class WindowSampler:
         # A place is drawn before its states, so corners are said as often as halves of the maze.
         goals = np.array(
             [
-                rng.integers(len(self.goals)) if place is None else rng.choice(self._goals_at[place])
+                rng.integers(len(self.goals))
+                if place is None
+                else rng.choice(self._goals_at[place])
                 for place in places
             ]
         )
@@ -200,7 +202,9 @@ class WindowSampler:
             signal=torch.from_numpy(-paths.remaining[..., None]).float(),
             goal_state=torch.from_numpy(paths.goals),
             phrases=[
-                None if place is None or self.phrases is None else self.phrases.draw_text(place, rng)
+                None
+                if place is None or self.phrases is None
+                else self.phrases.draw_text(place, rng)
                 for place in places
             ],
         )

@@ -7,7 +7,7 @@ process turns into levels.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import (
@@ -60,7 +60,9 @@ class FlowMatching:
         return level.clamp_min(_MIN_LEVEL) ** 2 if self.prediction == "sample" else 1.0
 
     def scheduler(self) -> Any:
-        """The default sampler. Its config also says `flow_prediction`, so that
+        """The default sampler.
+
+        Its config also says `flow_prediction`, so that
         `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)` samples the same flow.
         """
         scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=1.0)
@@ -124,10 +126,11 @@ class VariancePreserving:
 
     def scheduler(self) -> Any:
         """The default sampler."""
+        kind = "v_prediction" if self.prediction == "velocity" else self.prediction
         return DDIMScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS,
             beta_schedule="squaredcos_cap_v2",
-            prediction_type="v_prediction" if self.prediction == "velocity" else self.prediction,
+            prediction_type=cast(Literal["epsilon", "sample", "v_prediction"], kind),
             # Normalised data exceeds one; clipping is for images.
             clip_sample=False,
             timestep_spacing="trailing",

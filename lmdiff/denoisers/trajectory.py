@@ -32,13 +32,16 @@ class TrajectoryDenoiser(nn.Module):
         roles: the roles that training draws, and their shares.
     """
 
+    group_of_channel: Tensor
+
     def __init__(self, network: TrajectoryTransformer, roles: Mapping[str, float] | None = None):
         super().__init__()
         self.network = network
         self.roles = dict(roles or {"planner": 1.0})
         for name in self.roles:
             find_role(name)
-        self.process: Process = make_process(network.config.process, network.config.prediction)
+        config = network.config
+        self.process: Process = make_process(config["process"], config["prediction"])
         sizes = torch.tensor(network.group_sizes)
         self.register_buffer(
             "group_of_channel", torch.repeat_interleave(torch.arange(len(sizes)), sizes), False
@@ -68,7 +71,7 @@ class TrajectoryDenoiser(nn.Module):
         given = condition.state_given
         device = self.network.nothing.device
         if state is None:
-            state = torch.zeros(batch, self.network.config.goal_size, device=device)
+            state = torch.zeros(batch, self.network.config["goal_size"], device=device)
             given = torch.zeros(batch, dtype=torch.bool, device=device)
         elif given is None:
             given = torch.ones(batch, dtype=torch.bool, device=device)

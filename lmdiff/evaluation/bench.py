@@ -67,11 +67,11 @@ def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
     settings = settings_of(pipe)
     observation = np.zeros((1, pipe.network.group_sizes[0]), np.float32)
     goal = pipe.encode_goal("go to the bottom right corner")
-    waypoints = np.zeros((1, pipe.network.config.horizon - 1, observation.shape[1]), np.float32)
+    waypoints = np.zeros((1, pipe.network.config["horizon"] - 1, observation.shape[1]), np.float32)
     about = {
         "agent": command.agent,
         "parameters": sum(p.numel() for p in pipe.network.parameters()),
-        "horizon": pipe.network.config.horizon,
+        "horizon": pipe.network.config["horizon"],
         "steps": settings.num_inference_steps if command.what == "plan" else 1,
     }
 

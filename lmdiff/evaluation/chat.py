@@ -23,7 +23,7 @@ _LIMIT = 1000  # environment steps for one goal
 _FAREWELLS = {"quit", "exit", "bye"}
 
 
-class _Interrupted(Exception):
+class _Interrupted(Exception):  # noqa: N818 (not an error)
     """A new goal was said."""
 
 
@@ -78,7 +78,9 @@ def chat(command: "Chat") -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         shown = [(step, task.to_cells(plan)) for step, plan in plans]
         cells = task.to_cells(np.stack(trail))
-        print(f"video: {write_video(path, task.maze_map, cells, shown, [], 'chat', max_frames=240)}")
+        print(
+            f"video: {write_video(path, task.maze_map, cells, shown, [], 'chat', max_frames=240)}"
+        )
     return 0
 
 

@@ -23,8 +23,8 @@ from lmdiff.evaluation.language import (
 from lmdiff.evaluation.ogbench import evaluate_ogbench
 from lmdiff.evaluation.pictures import draw_plan, write_video
 from lmdiff.evaluation.refusal_report import refusal_report
-from lmdiff.evaluation.results import write_result
 from lmdiff.evaluation.rollout import Episode, run_episodes
+from lmdiff.evaluation.summary import add_row
 from lmdiff.goals.grammar import load_grammar
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.tasks.pointmaze import Cell, PointMaze
@@ -81,7 +81,9 @@ def run_goal(command: "Run") -> int:
     pipe = load_pipeline(folder)
     task = task_of(pipe)
     goal = (command.goal or "").strip()
-    taught = {p.text: p.cells for p in read_phrases(command.phrases, task)} if command.phrases else {}
+    taught = (
+        {p.text: p.cells for p in read_phrases(command.phrases, task)} if command.phrases else {}
+    )
     result: dict[str, Any] = {
         "goal": command.goal,
         "understood": False,
@@ -122,7 +124,10 @@ def run_goal(command: "Run") -> int:
     }
     there = task.cell_of(episode.observation)
     print(f"{'Achieved' if achieved else 'Not achieved'}: {goal}")
-    print(f"  in row {there[0]}, column {there[1]} after {episode.steps} steps, {len(episode.plans)} plan(s)")
+    print(
+        f"  in row {there[0]}, column {there[1]} after {episode.steps} steps, "
+        f"{len(episode.plans)} plan(s)"
+    )
     if meaning.judge.startswith("nearest"):
         print(f"  judged as its {meaning.judge}")
     print(f"  picture: {picture}")
@@ -194,7 +199,9 @@ def run_phrases(command: "Run") -> int:
     outcomes = run_trials(pipe, task, trials, settings, command.seed)
     rows = []
     for trial, outcome in zip(trials, outcomes, strict=True):
-        said = "achieved" if outcome.success else "not achieved" if outcome.understood else "refused"
+        said = (
+            "achieved" if outcome.success else "not achieved" if outcome.understood else "refused"
+        )
         print(f"{said:14} {outcome.steps:4} steps  {trial.goal}")
         rows.append(
             {
@@ -206,7 +213,9 @@ def run_phrases(command: "Run") -> int:
         )
     rate = wilson(sum(o.success for o in outcomes), len(outcomes))
     print(f"success {rate}")
-    _finish({"results": rows, "success": rate.to_dict(), "seed": command.seed}, as_json=command.json)
+    _finish(
+        {"results": rows, "success": rate.to_dict(), "seed": command.seed}, as_json=command.json
+    )
     return _ACHIEVED if all(o.success for o in outcomes) else _NOT_ACHIEVED
 
 
@@ -259,8 +268,7 @@ def evaluate(command: "Eval") -> int:
         _line("OGBench, goal as state", report["ogbench"]["success"])
     (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     if command.output is not None:
-        line = f"lmdiff eval {command.agent} --episodes {episodes} --seed {seed}"
-        write_result(command.output, line, [seed], [report])
+        add_row(command.output, report, folder.parent)
     _finish(report, as_json=command.json)
     return _ACHIEVED
 

@@ -132,7 +132,9 @@ def language_report(
             report["held_out_by_reason"] = _by_reason(held_out, outcomes)
     outcomes = run_trials(pipe, task, shuffled, settings, seed + 2)
     report["shuffled"] = _rate([o.success for o in outcomes])
-    for offset, (name, trials) in enumerate({"empty": empty, "contradictory": contradictory}.items()):
+    for offset, (name, trials) in enumerate(
+        {"empty": empty, "contradictory": contradictory}.items()
+    ):
         outcomes = run_trials(pipe, task, trials, settings, seed + 3 + offset, refuse=False)
         report[name] = _rate([o.success for o in outcomes])
         report[f"{name}_understood"] = _rate([_understands(pipe, trial.goal) for trial in trials])
@@ -160,7 +162,9 @@ def _by_reason(phrases: Sequence[Phrase], outcomes: Sequence[Outcome]) -> dict[s
     found: dict[str, list[bool]] = {}
     for index, outcome in enumerate(outcomes):
         found.setdefault(phrases[index % len(phrases)].kind, []).append(outcome.success)
-    return {reason: _rate(results) | {"episodes": len(results)} for reason, results in found.items()}
+    return {
+        reason: _rate(results) | {"episodes": len(results)} for reason, results in found.items()
+    }
 
 
 def _rate(results: Sequence[bool]) -> dict[str, float]:
@@ -199,5 +203,7 @@ def _read_cell(text: str, where: str, task: PointMaze) -> Cell:
     except ValueError:
         raise UserError(f"{where}: {text!r} is not a cell; write row,column as in 3,5.") from None
     if (row, column) not in task.free_cells:
-        raise UserError(f"{where}: row {row}, column {column} is a wall, or outside of {task.name}.")
+        raise UserError(
+            f"{where}: row {row}, column {column} is a wall, or outside of {task.name}."
+        )
     return row, column

@@ -111,7 +111,7 @@ def run_episodes(
     in_words = episodes[0].goal is not None
     conditions = pipe.encode_goal(
         [episode.goal or "" for episode in episodes] if in_words else None,
-        goal_state=None if in_words else [episode.goal_state for episode in episodes],
+        goal_state=None if in_words else np.stack([e.goal_state for e in episodes]),  # pyright: ignore
     )
     courses: list[_Course | None] = [None] * len(episodes)
     for episode in episodes:
@@ -130,7 +130,11 @@ def run_episodes(
             chunks = pipe.act(observations, ahead)
         else:
             chunks = pipe.act_towards(observations, conditions.rows(active))
-        ended = {i for i, chunk in zip(active, chunks, strict=True) if _execute(episodes[i], chunk, on_step)}
+        ended = {
+            i
+            for i, chunk in zip(active, chunks, strict=True)
+            if _execute(episodes[i], chunk, on_step)
+        }
         for i in active:
             course = courses[i]
             if course is not None:
@@ -182,7 +186,9 @@ def _plan(
         episodes[i].plan_ms.append(milliseconds)
 
 
-def _execute(episode: Episode, chunk: np.ndarray, on_step: Callable[[Episode], None] | None) -> bool:
+def _execute(
+    episode: Episode, chunk: np.ndarray, on_step: Callable[[Episode], None] | None
+) -> bool:
     """Do a chunk of actions [stride, action]; returns whether the episode has ended."""
     for action in chunk:
         episode.observation, _, _, _, info = episode.env.step(action)

@@ -137,7 +137,7 @@ class GoalPipeline(DiffusionPipeline):
         if not self.denoiser.process.accepts(self.scheduler):
             raise UserError(
                 f"{type(self.scheduler).__name__} does not sample this agent's noise process "
-                f"({self.network.config.process}). Build it from the agent's own settings: "
+                f"({self.network.config['process']}). Build it from the agent's own settings: "
                 "SchedulerClass.from_config(pipe.scheduler.config)"
             )
         now = self._observations(observation)
@@ -147,7 +147,7 @@ class GoalPipeline(DiffusionPipeline):
             for text in [goal] if isinstance(goal, str) else goal or []:
                 self.understand(text)
             condition = self.encode_goal(goal, goal_state=goal_state)
-        given = self._blank(len(now), self.network.config.horizon)
+        given = self._blank(len(now), self.network.config["horizon"])
         given[:, 0, : now.shape[1]] = self._encode_observation(now)
         sample = self.denoiser.sample(
             condition,
@@ -183,7 +183,7 @@ class GoalPipeline(DiffusionPipeline):
         """
         now = self._observations(observation)
         ahead = torch.from_numpy(np.array(waypoints, np.float32)).to(self.device)
-        ahead = ahead[:, : self.network.config.horizon - 1]
+        ahead = ahead[:, : self.network.config["horizon"] - 1]
         path = torch.cat([now[:, None], ahead], 1)
         given = self._blank(len(now), path.shape[1])
         given[..., : now.shape[1]] = self._encode_observation(path)
@@ -193,7 +193,7 @@ class GoalPipeline(DiffusionPipeline):
     def act_towards(self, observation: ArrayLike, condition: Condition) -> np.ndarray:
         """Actions towards a goal without a plan: the policy role. Returns [B, stride, action]."""
         now = self._observations(observation)
-        given = self._blank(len(now), self.network.config.horizon)
+        given = self._blank(len(now), self.network.config["horizon"])
         given[:, 0, : now.shape[1]] = self._encode_observation(now)
         return self._first_action(given, "policy", condition)
 
@@ -237,4 +237,6 @@ def encode_words(encoder: GoalEncoder, phrases: Sequence[str | None]) -> GoalTok
     rows = torch.tensor(said, device=tokens.states.device)
     states = tokens.states.new_zeros(len(phrases), *tokens.states.shape[1:])
     mask = tokens.mask.new_zeros(len(phrases), tokens.mask.shape[1])
-    return GoalTokens(states.index_copy(0, rows, tokens.states), mask.index_copy(0, rows, tokens.mask))
+    return GoalTokens(
+        states.index_copy(0, rows, tokens.states), mask.index_copy(0, rows, tokens.mask)
+    )

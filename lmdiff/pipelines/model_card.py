@@ -74,7 +74,8 @@ def write_card(
         batch=config.training.batch_size,
         seed=config.training.seed,
         data_seed=config.task.data_seed,
-        machine=f"{where['cpu']}, {where['cores']} cores" + (f", {where['gpu']}" if where["gpu"] else ""),
+        machine=f"{where['cpu']}, {where['cores']} cores"
+        + (f", {where['gpu']}" if where["gpu"] else ""),
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
         results=_results(report),
     )
@@ -87,7 +88,9 @@ def _results(report: Mapping[str, Any] | None) -> str:
     lines = ["| goals | success, % (95% interval) |", "|---|---|"]
     for name in ("true", "held_out", "shuffled", "empty", "contradictory"):
         lines.append(f"| {name} | {_percent(report['language'][name])} |")
-    lines.append(f"| OGBench protocol (goal as a state) | {_percent(report['ogbench']['success'])} |")
+    lines.append(
+        f"| OGBench protocol (goal as a state) | {_percent(report['ogbench']['success'])} |"
+    )
     lines.append("")
     lines.append(f"Episodes: {report['episodes']} for each kind of goal; seeds {report['seeds']}.")
     return "\n".join(lines)

@@ -102,7 +102,7 @@ class PointMaze:
         Hindsight phrases describe only such states: "row 3, column 5" is not said of its edge.
         """
         cells = self.to_cells(xy)
-        return (np.abs(cells - np.round(cells)) <= margin).all(-1)
+        return np.all(np.abs(cells - np.round(cells)) <= margin, axis=-1)
 
     def distances(self, goal: Cell) -> dict[Cell, int]:
         """Breadth-first distances in cells from every reachable cell to `goal`."""
@@ -126,7 +126,7 @@ class PointMaze:
     def places(self) -> dict[tuple, frozenset[Cell]]:
         """What the phrases of `prompts/maze.toml` can denote: place -> cells.
 
-        Walls have their `cell` places too, with an empty set, so that they can be named and refused.
+        Walls have their `cell` places too, with an empty set: they can be named and refused.
         """
         return places(self.maze_map)
 
@@ -173,7 +173,9 @@ def places(maze_map: np.ndarray) -> dict[tuple, frozenset[Cell]]:
             if dead_ends & quadrant:
                 named["dead_end", v, h] = dead_ends & quadrant
     # The centre: free cells that touch the middle point (of four, two or one cells, as sizes are).
-    reach = 0.5 if select(lambda r, c: max(abs(r - middle_row), abs(c - middle_column)) <= 0.5) else 1
+    reach = (
+        0.5 if select(lambda r, c: max(abs(r - middle_row), abs(c - middle_column)) <= 0.5) else 1
+    )
     named["centre",] = select(
         lambda r, c: max(abs(r - middle_row), abs(c - middle_column)) <= reach
     )
