@@ -78,6 +78,7 @@ class FlowMatching:
         return (
             isinstance(scheduler, FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler)
             and scheduler.config.get("prediction_type") == "flow_prediction"
+            and bool(scheduler.config.get("use_flow_sigmas"))
         )
 
     def level(self, timestep: Tensor) -> Tensor:
@@ -97,7 +98,8 @@ class VariancePreserving:
     def _alpha(self, level: Tensor) -> Tensor:
         alphas = _alphas_cumprod().to(level.device)
         # Levels (0, 1] fall onto timesteps 0..999; level 0 is clean data.
-        index = (level * TRAIN_TIMESTEPS).ceil().long() - 1
+        # In float32, (k + 1) / 1000 * 1000 may come out above k + 1.
+        index = (level * TRAIN_TIMESTEPS - 1e-3).ceil().long() - 1
         return torch.where(index < 0, 1.0, alphas[index.clamp_min(0)])
 
     def corrupt(self, x0: Tensor, noise: Tensor, level: Tensor) -> Tensor:
