@@ -276,7 +276,7 @@ def test_schedulers_of_the_other_process_are_refused():
 
 
 def test_flow_has_no_epsilon():
-    with pytest.raises(UserError, match="--denoiser.process vp"):
+    with pytest.raises(UserError, match=r"--denoiser\.process vp"):
         make_process("flow", "epsilon")
     with pytest.raises(UserError, match="vp"):
         TrajectoryDenoiser(BestNetwork("flow", "epsilon"))
