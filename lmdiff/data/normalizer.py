@@ -14,10 +14,10 @@ class Normalizer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        # Not persistent: the config carries the numbers. A constant dimension is left unscaled.
+        # A constant dimension is left unscaled.
         scale = torch.tensor(std, dtype=torch.float32)
-        self.register_buffer("offset", torch.tensor(mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("scale", torch.where(scale > 1e-6, scale, 1.0), persistent=False)
+        self.register_buffer("offset", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.where(scale > 1e-6, scale, 1.0))
 
     @classmethod
     def fit(cls, values: Tensor) -> "Normalizer":

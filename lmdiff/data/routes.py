@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
 from lmdiff.data.episodes import Episodes
+from lmdiff.errors import UserError
 
 _MAX_NODES = 25_000  # recorded states in the graph; more are thinned out by episode
 _NEIGHBOURS = 24  # splices tried per state
@@ -53,6 +54,9 @@ def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES
 
     Overlapping cuts (every quarter of a stride) make the most of little data: routes choose among
     more pieces near every place.
+
+    Raises:
+        UserError: all episodes are shorter than a hop.
     """
     rng = np.random.default_rng([seed, stride])
     states, actions, passed, followed, count = [], [], [], [], 0
@@ -78,6 +82,10 @@ def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES
             count += hops + 1
         if count >= limit:
             break
+    if not states:
+        raise UserError(
+            f"The data has no episode as long as one hop (denoiser.stride = {stride} steps)."
+        )
     return Hops(
         states=np.concatenate(states),
         actions=np.concatenate(actions),

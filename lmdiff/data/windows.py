@@ -73,8 +73,6 @@ class WindowSampler:
         seed = config.training.seed
         self.horizon = config.denoiser.horizon
         self.hops = cut_hops(episodes, config.denoiser.stride, seed)
-        if len(self.hops.states) == 0:
-            raise UserError("The data has no episode as long as one hop (denoiser.stride).")
         self.phrases = phrases
         self.words_fraction = config.data.words_fraction if phrases else 0.0
         count = len(self.hops.states)
@@ -91,6 +89,11 @@ class WindowSampler:
         # Goals (indices into `self.goals`) that each place's phrases describe.
         described = phrases.index(self.hops.states[self.goals]) if phrases else {}
         self._goals_at = {place: goals for place, goals in described.items() if len(goals)}
+        if self.words_fraction > 0 and not self._goals_at:
+            raise UserError(
+                "No phrase describes any goal state in the data: raise data.route_goals or "
+                "task.steps, or set data.words_fraction to 0."
+            )
 
     def batch(self, seed: int, rank: int, step: int, size: int) -> Batch:
         """Batch number `step` of process `rank`: always the same one."""
