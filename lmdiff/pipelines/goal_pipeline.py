@@ -103,8 +103,7 @@ class GoalPipeline(DiffusionPipeline):
         if goal is not None:
             words = encode_words(self.goal_encoder, [goal] if isinstance(goal, str) else list(goal))
         if goal_state is not None:
-            values = np.atleast_2d(np.asarray(goal_state, np.float32))
-            state = self._encode_observation(torch.from_numpy(values).to(self.device))
+            state = self._encode_observation(self._observations(goal_state))
         return Condition(words=words, state=state)
 
     @torch.no_grad()
@@ -147,6 +146,7 @@ class GoalPipeline(DiffusionPipeline):
             for text in [goal] if isinstance(goal, str) else goal or []:
                 self.understand(text)
             condition = self.encode_goal(goal, goal_state=goal_state)
+        condition, now = _paired(condition, now)
         given = self._blank(len(now), self.network.config["horizon"])
         given[:, 0, : now.shape[1]] = self._encode_observation(now)
         sample = self.denoiser.sample(
@@ -162,8 +162,8 @@ class GoalPipeline(DiffusionPipeline):
         remaining = -values[..., -1]
         there = remaining < self.config["stride"] / 2
         # One step more than the first that is there: its neighbours are sharper than its edge.
-        arrival = torch.where(there.any(1), there.int().argmax(1) + 1, there.shape[1])
-        arrival = arrival.clamp_max(there.shape[1] - 1 if bool(there.any()) else there.shape[1])
+        first = (there.int().argmax(1) + 1).clamp_max(there.shape[1] - 1)
+        arrival = torch.where(there.any(1), first, there.shape[1])
         return GoalPipelineOutput(
             observations=values[..., : now.shape[1]].cpu().numpy(),
             remaining=remaining.cpu().numpy(),
@@ -201,7 +201,9 @@ class GoalPipeline(DiffusionPipeline):
         # One step from pure noise gives the mean of the actions that the data has here: their
         # noise is the data's exploration, not worth repeating.
         scheduler = self.denoiser.process.scheduler()
-        sample = self.denoiser.sample(condition, given, role, scheduler, 1)
+        # The same noise each time: a roll-out then depends on its own seed alone.
+        generator = torch.Generator().manual_seed(0)
+        sample = self.denoiser.sample(condition, given, role, scheduler, 1, generator=generator)
         observation_size, action_size, _ = self.network.group_sizes
         chunk = self.normalizer.decode(sample)[:, 0, observation_size:][:, :action_size]
         return chunk.unflatten(1, (self.config["stride"], -1)).clamp(-1, 1).cpu().numpy()
@@ -224,6 +226,23 @@ class GoalPipeline(DiffusionPipeline):
     def _encode_observation(self, observation: Tensor) -> Tensor:
         size = observation.shape[-1]
         return (observation - self.normalizer.offset[:size]) / self.normalizer.scale[:size]
+
+
+def _paired(condition: Condition, now: Tensor) -> tuple[Condition, Tensor]:
+    """One goal for all observations, or one observation for all goals, is repeated."""
+    words, state = condition.words, condition.state
+    counts = {len(part) for part in (words.mask if words else None, state) if part is not None}
+    if not counts:
+        return condition, now
+    goals = counts.pop()
+    if counts or (goals != len(now) and 1 not in (goals, len(now))) or goals == 0:
+        raise UserError(
+            f"{goals} goals for {len(now)} observations: give as many goals (words and states "
+            "alike) as observations, or one."
+        )
+    if goals < len(now):
+        condition = condition.rows([0] * len(now))
+    return condition, now.expand(max(goals, len(now)), -1)
 
 
 def encode_words(encoder: GoalEncoder, phrases: Sequence[str | None]) -> GoalTokens:
