@@ -179,7 +179,7 @@ def read_phrases(path: Path, task: PointMaze) -> list[Phrase]:
         UserError: names the file and line of whatever is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # or with the mark of editors
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The phrases in {path} cannot be read: {error}") from error
     phrases = []
@@ -188,7 +188,7 @@ def read_phrases(path: Path, task: PointMaze) -> list[Phrase]:
             continue
         where = f"{path}, line {number}"
         text, tab, denoted = line.partition("\t")
-        if not tab:
+        if not tab or not text.strip():
             raise UserError(f"{where}: a phrase, a tab, and cells such as 3,5;4,5 are expected.")
         cells = frozenset(_read_cell(part, where, task) for part in denoted.strip(" ;").split(";"))
         phrases.append(Phrase(text.strip(), ("file", number), cells, "held_out", "template"))
