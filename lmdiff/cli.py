@@ -98,7 +98,9 @@ class Train:
         run_dir = self.resume or self.output or Path("runs") / agent.name
         metrics = train_agent(agent, run_dir, resume=self.resume is not None, quiet=self.quiet)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"Trained {agent.name}: step {metrics['step']}, loss {metrics['loss']:.4f}.")
+            # A run without one finite step since the last report has no loss.
+            loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+            print(f"Trained {agent.name}: step {metrics['step']}, loss {loss}.")
             print(f"Agent: {run_dir / 'agent'}")
             print(f'Try: lmdiff run {run_dir} "go to the bottom right corner"')
         return 0
@@ -286,7 +288,7 @@ def _base_config(agent: str, resume: Path | None) -> AgentConfig:
     try:
         run = json.loads((resume / "run.json").read_text(encoding="utf-8"))
         return from_dict(AgentConfig, run["manifest"]["agent"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Nothing to resume in {resume}: {error}. Runs are folders such as "
             "runs/pointmaze-medium."

@@ -22,9 +22,9 @@ def find_agent(source: str) -> Path:
     for folder in candidates:
         if (folder / "model_index.json").is_file():
             return folder
-    run = Path(source)
-    if (run / "run.json").is_file():
-        raise UserError(f"The training in {run} is not finished: lmdiff train --resume {run}")
+    for run in (Path(source), Path("runs") / source):
+        if (run / "run.json").is_file():
+            raise UserError(f"The training in {run} is not finished: lmdiff train --resume {run}")
     raise UserError(
         f"No trained agent {source!r} (looked in {', '.join(map(str, candidates))}). "
         f"Train one: lmdiff train {Path(source).name or 'pointmaze-medium'}"
