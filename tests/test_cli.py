@@ -185,7 +185,7 @@ def _options(verb: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Options in a verb's help."""
     with pytest.raises(SystemExit):
         cli.main([verb, "--help"])
-    return set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    return set(re.findall(r"--[a-z][\w.-]*\w", capsys.readouterr().out))
 
 
 # A new option is a promise: it is added here on purpose, or not at all.
