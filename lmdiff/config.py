@@ -91,7 +91,7 @@ class ImitationConfig:
     """Imitation: minimise the mean denoising loss over a mixture of roles."""
 
     roles: dict[str, float] = field(
-        default_factory=lambda: {"planner": 0.8, "controller": 0.15, "policy": 0.05}
+        default_factory=lambda: {"planner": 0.75, "controller": 0.2, "policy": 0.05}
     )
     """Roles to train and their shares (see lmdiff/denoisers/roles.py)."""
     condition_dropout: float = 0.1

@@ -1,7 +1,7 @@
 """The trajectory network: a transformer over window steps that reads a goal by cross-attention."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,9 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
         )
         # Width 3: each step sees its neighbours.
         self.embed = nn.Conv1d(features, width, kernel_size=3, padding=1)
+        # What is nearly linear in what a step sees (actions in displacements) need not wait until
+        # the layers have learnt to pass it on.
+        self.skip = nn.Conv1d(features, sample_size, kernel_size=3, padding=1)
         self.position = nn.Parameter(torch.randn(horizon, width) * 0.02)
         self.goal_embed = nn.Linear(goal_size * (1 + 2 * _STATE_OCTAVES), width)
         self.words_norm = nn.LayerNorm(words_width)
@@ -84,8 +87,9 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, sample_size)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for output in (self.head, self.skip):
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(cast(Tensor, output.bias))
 
     def read_goal(
         self,
@@ -128,22 +132,26 @@ class TrajectoryTransformer(ModelMixin, ConfigMixin):
             goal: from `read_goal`.
         """
         observation = sample[..., : self.observation_size]
-        moved = _DIFFERENCE_GAIN * observation.diff(dim=1)
+        # Fine features count as far as they are clean: of noise they would be more noise, and the
+        # network would learn to look away from them, also where they are given.
+        clean = 1 - level[..., :1]
+        moved = _DIFFERENCE_GAIN * observation.diff(dim=1) * clean[:, 1:] * clean[:, :-1]
         features = torch.cat(
             [
                 sample,
                 F.pad(moved, (0, 0, 1, 0)),
                 F.pad(moved, (0, 0, 0, 1)),
-                waves(observation, _STATE_OCTAVES)[..., self.observation_size :],
+                clean * waves(observation, _STATE_OCTAVES)[..., self.observation_size :],
                 waves(level, _LEVEL_OCTAVES),
             ],
             -1,
         )
-        hidden = self.embed(features.transpose(1, 2)).transpose(1, 2)
+        features = features.transpose(1, 2)
+        hidden = self.embed(features).transpose(1, 2)
         hidden = hidden + self.position[: sample.shape[1]]
         for block, key, value in zip(self.blocks, goal.keys, goal.values, strict=True):
             hidden = block(hidden, key, value, goal.mask)
-        return self.head(self.norm(hidden))
+        return self.head(self.norm(hidden)) + self.skip(features).transpose(1, 2)
 
 
 class Block(nn.Module):

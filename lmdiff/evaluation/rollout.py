@@ -18,7 +18,7 @@ from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.tasks.pointmaze import PointMaze
 
 AT_ONCE = 50  # episodes side by side: more make batches that no longer get faster
-_OFF_COURSE = 0.5  # replan when this many strides' worth of a plan's spacing away from it
+_OFF_COURSE = 0.5  # plan again when this many hops away from the plan
 
 
 @cache
@@ -86,14 +86,11 @@ class _Course:
     def ended(self) -> bool:
         return self.passed >= min(self.arrival, len(self.waypoints) - 1)
 
-    def left(self, observation: np.ndarray) -> bool:
+    def left(self, observation: np.ndarray, hop_length: float) -> bool:
         """Whether the agent is not where the plan says."""
         last = min(self.arrival, len(self.waypoints) - 1)
-        spacing = np.linalg.norm(np.diff(self.waypoints[: last + 1], axis=0), axis=1)
-        if len(spacing) == 0:
-            return False
         gap = np.linalg.norm(observation - self.waypoints[min(self.passed, last)])
-        return bool(gap > _OFF_COURSE * spacing.mean())
+        return bool(gap > _OFF_COURSE * hop_length)
 
 
 def run_episodes(
@@ -113,13 +110,14 @@ def run_episodes(
         [episode.goal or "" for episode in episodes] if in_words else None,
         goal_state=None if in_words else np.stack([e.goal_state for e in episodes]),  # pyright: ignore
     )
+    hop_length = pipe.config["hop_length"]
     courses: list[_Course | None] = [None] * len(episodes)
     for episode in episodes:
         episode.trail = [episode.observation]
     active = list(range(len(episodes)))
     while active:
         if settings.role == "planner":
-            lost = [i for i in active if _needs_plan(courses[i], episodes[i])]
+            lost = [i for i in active if _needs_plan(courses[i], episodes[i], hop_length)]
             _plan(pipe, episodes, courses, conditions, lost, settings, generator)
             active = [i for i in active if not _arrived(courses[i], episodes[i])]
         if not active:
@@ -142,8 +140,8 @@ def run_episodes(
         active = [i for i in active if i not in ended]
 
 
-def _needs_plan(course: _Course | None, episode: Episode) -> bool:
-    if course is None or course.left(episode.observation):
+def _needs_plan(course: _Course | None, episode: Episode, hop_length: float) -> bool:
+    if course is None or course.left(episode.observation, hop_length):
         return True
     # An episode that waits for success goes on after a plan's end: perhaps it ended too early.
     at_goal = course.arrival < len(course.waypoints) and episode.succeeded is None

@@ -49,6 +49,7 @@ class GoalPipeline(DiffusionPipeline):
         known_goals: refuses what was not taught; None understands everything.
         scheduler: a diffusers scheduler of the network's noise process.
         stride: environment steps between two steps of a plan.
+        hop_length: usual distance between two steps of a plan, in observation units.
         task: name of the task it was trained for.
         agent: name of the agent.
         evaluation: how its config would have it sampled (see EvaluationConfig).
@@ -65,6 +66,7 @@ class GoalPipeline(DiffusionPipeline):
         scheduler: Any,
         known_goals: KnownGoals | None = None,
         stride: int = 1,
+        hop_length: float = 1.0,
         task: str = "",
         agent: str = "",
         evaluation: dict[str, Any] | None = None,
@@ -77,7 +79,9 @@ class GoalPipeline(DiffusionPipeline):
             scheduler=scheduler,
             known_goals=known_goals,
         )
-        self.register_to_config(stride=stride, task=task, agent=agent, evaluation=evaluation)
+        self.register_to_config(
+            stride=stride, hop_length=hop_length, task=task, agent=agent, evaluation=evaluation
+        )
         self.denoiser = TrajectoryDenoiser(network)
         if known_goals is not None:
             known_goals.attach(goal_encoder)

@@ -40,11 +40,12 @@ _RESUMABLE = {"training", "evaluation", "name", "description"}
 class ImitationModule(nn.Module):
     """Everything that imitation trains, behind one forward: what Accelerate prepares."""
 
-    def __init__(self, config: AgentConfig, normalizer: Normalizer):
+    def __init__(self, config: AgentConfig, normalizer: Normalizer, hop_length: float = 1.0):
         super().__init__()
         task, denoiser = PointMaze(config.task.name), config.denoiser
         self.condition_dropout = config.imitation.condition_dropout
         self.normalizer = normalizer
+        self.hop_length = hop_length
         self.goal_encoder = GoalEncoder(**to_dict(config.goal))
         network = TrajectoryTransformer(
             observation_size=task.observation_size,
@@ -101,7 +102,8 @@ def train_agent(
     # Every rank initialises alike; their batches differ.
     set_seed(config.training.seed)
     sample = sampler.batch(config.training.seed, _NO_RANK, 0, _NORMALIZER_WINDOWS)
-    module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)))
+    hop_length = sampler.hops.speed * config.denoiser.stride
+    module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)), hop_length)
 
     def batches(step: int) -> Batch:
         training = config.training
@@ -171,6 +173,7 @@ def make_pipeline(
         scheduler=module.denoiser.process.scheduler(),
         known_goals=known_goals,
         stride=config.denoiser.stride,
+        hop_length=module.hop_length,
         task=config.task.name,
         agent=config.name,
         evaluation=to_dict(config.evaluation),
