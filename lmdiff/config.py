@@ -82,7 +82,7 @@ class DataConfig:
     """States this close (observation units) may be joined; the gap costs travel time."""
     words_fraction: float = 0.7
     """Share of the windows whose goal is said in words; the others are given the goal state."""
-    phrases: int = 6000
+    phrases: int = 3000
     """Training phrases drawn from the grammar, at most."""
 
 

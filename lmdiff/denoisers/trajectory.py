@@ -140,7 +140,7 @@ class TrajectoryDenoiser(nn.Module):
             shown = shown.stacked(condition.hidden(torch.ones_like(masks.goal)))
         goal = self.read_goal(shown, 2 * batch if guided else batch)
 
-        scheduler.set_timesteps(num_inference_steps, device=given.device)
+        self.process.set_timesteps(scheduler, num_inference_steps, given.device)
         noise_device = generator.device if generator is not None else given.device
         noise = torch.randn(given.shape, generator=generator, device=noise_device).to(given.device)
         sample = noise

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 
 from lmdiff.errors import UserError
 from lmdiff.evaluation.rollout import Settings
@@ -45,6 +46,7 @@ def load_pipeline(folder: Path) -> GoalPipeline:
     diffusers_logging.disable_progress_bar()
     try:
         pipe = GoalPipeline.from_pretrained(folder)
+        _check_complete(pipe, folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"The agent in {folder} cannot be loaded ({error}). Train it again: lmdiff train AGENT "
@@ -56,6 +58,22 @@ def load_pipeline(folder: Path) -> GoalPipeline:
     if torch.accelerator.is_available():
         pipe.to(torch.accelerator.current_accelerator())
     return pipe
+
+
+def _check_complete(pipe: GoalPipeline, folder: Path) -> None:
+    """diffusers gives tensors that a file lacks random values, with no more than a warning.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    for name in ("network", "normalizer", "known_goals"):
+        module = pipe.components[name]
+        if module is None:
+            continue
+        with safe_open(folder / name / "diffusion_pytorch_model.safetensors", "pt") as saved:
+            missing = module.state_dict().keys() - set(saved.keys())
+        if missing:
+            raise ValueError(f"{name} lacks the tensors {', '.join(sorted(missing)[:3])}")
 
 
 def task_of(pipe: GoalPipeline) -> PointMaze:

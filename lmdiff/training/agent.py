@@ -105,6 +105,11 @@ def train_agent(
     hop_length = sampler.hops.speed * config.denoiser.stride
     module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)), hop_length)
 
+    if words is not None and config.goal.adaptation == "frozen":
+        # All at once, and so always in the same chunks: a phrase's states depend in their last
+        # digits on what it is encoded with, and a resumed run must see the same ones.
+        module.goal_encoder([phrase.text for phrase in phrases])
+
     def batches(step: int) -> Batch:
         training = config.training
         return sampler.batch(training.seed, accelerator.process_index, step, training.batch_size)
