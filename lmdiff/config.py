@@ -129,7 +129,8 @@ class EvaluationConfig:
     """Sampling settings and the size of an evaluation."""
 
     num_inference_steps: int = 5
-    guidance_scale: float = 1.0
+    guidance_scale: float = 1.5
+    """Chosen on validation phrases: 1.5 and 2.5 reached 89 of 100 where 1 reached 79."""
     episodes: int = 100
     """Episodes per kind of goal (true, held-out, shuffled, ...)."""
     seed: int = 1000

@@ -32,3 +32,13 @@ class Normalizer(ModelMixin, ConfigMixin):
     def decode(self, values: Tensor) -> Tensor:
         """Back to the data's units."""
         return values * self.scale + self.offset
+
+    def encode_part(self, values: Tensor) -> Tensor:
+        """`encode` of the first dimensions alone (an observation of a window's vector)."""
+        size = values.shape[-1]
+        return (values - self.offset[:size]) / self.scale[:size]
+
+    def decode_part(self, values: Tensor) -> Tensor:
+        """`decode` of the first dimensions alone."""
+        size = values.shape[-1]
+        return values * self.scale[:size] + self.offset[:size]

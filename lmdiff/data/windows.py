@@ -21,7 +21,7 @@ from lmdiff.data.routes import Routes, cut_hops, shortest_routes
 from lmdiff.errors import UserError
 from lmdiff.goals.grammar import PlaceKey
 
-_WHOLE_ROUTES = 0.5  # share of the state goals that go the whole way to a route's end
+_WHOLE_ROUTES = 0.75  # share of the state goals that go the whole way to a route's end
 
 
 class Batch(NamedTuple):

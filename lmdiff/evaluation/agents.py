@@ -61,7 +61,7 @@ def load_pipeline(folder: Path) -> GoalPipeline:
 
 
 def _check_complete(pipe: GoalPipeline, folder: Path) -> None:
-    """diffusers gives tensors that a file lacks random values, with no more than a warning.
+    """Diffusers gives tensors that a file lacks random values, with no more than a warning.
 
     Raises:
         ValueError: names what is missing.

@@ -168,8 +168,16 @@ class GoalPipeline(DiffusionPipeline):
         # One step more than the first that is there: its neighbours are sharper than its edge.
         first = (there.int().argmax(1) + 1).clamp_max(there.shape[1] - 1)
         arrival = torch.where(there.any(1), first, there.shape[1])
+        observations = values[..., : now.shape[1]]
+        if condition.state is not None:
+            # A plan that arrives, arrives at the very goal that it was given.
+            given_goal = self.normalizer.decode_part(condition.state)[:, None]
+            steps = torch.arange(there.shape[1], device=values.device)
+            observations = torch.where(
+                (steps >= arrival[:, None])[..., None], given_goal, observations
+            )
         return GoalPipelineOutput(
-            observations=values[..., : now.shape[1]].cpu().numpy(),
+            observations=observations.cpu().numpy(),
             remaining=remaining.cpu().numpy(),
             arrival=arrival.cpu().numpy(),
         )
@@ -228,8 +236,7 @@ class GoalPipeline(DiffusionPipeline):
         return values.to(self.device)
 
     def _encode_observation(self, observation: Tensor) -> Tensor:
-        size = observation.shape[-1]
-        return (observation - self.normalizer.offset[:size]) / self.normalizer.scale[:size]
+        return self.normalizer.encode_part(observation)
 
 
 def _paired(condition: Condition, now: Tensor) -> tuple[Condition, Tensor]:

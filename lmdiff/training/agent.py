@@ -64,12 +64,10 @@ class ImitationModule(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The loss of one batch of windows."""
-        size = batch.goal_state.shape[1]
-        offset, scale = self.normalizer.offset[:size], self.normalizer.scale[:size]
         given = [phrase is None for phrase in batch.phrases]
         condition = Condition(
             words=encode_words(self.goal_encoder, batch.phrases),
-            state=(batch.goal_state - offset) / scale,
+            state=self.normalizer.encode_part(batch.goal_state),
             state_given=torch.tensor(given, device=batch.goal_state.device),
         )
         return imitation_loss(
