@@ -173,9 +173,10 @@ class GoalPipeline(DiffusionPipeline):
             # A plan that arrives, arrives at the very goal that it was given.
             given_goal = self.normalizer.decode_part(condition.state)[:, None]
             steps = torch.arange(there.shape[1], device=values.device)
-            observations = torch.where(
-                (steps >= arrival[:, None])[..., None], given_goal, observations
-            )
+            ends = steps >= arrival[:, None]
+            if condition.state_given is not None:
+                ends = ends & condition.state_given[:, None]
+            observations = torch.where(ends[..., None], given_goal, observations)
         return GoalPipelineOutput(
             observations=observations.cpu().numpy(),
             remaining=remaining.cpu().numpy(),
