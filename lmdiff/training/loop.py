@@ -22,11 +22,7 @@ from tqdm.auto import tqdm
 
 from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.errors import UserError
-from lmdiff.training.checkpoints import (
-    Checkpoint,
-    latest_checkpoint,
-    save_checkpoint,
-)
+from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from lmdiff.training.guards import check_accelerator, check_config, go_on, open_run
 from lmdiff.training.interrupts import GracefulStop, stop
 from lmdiff.training.manifest import write_run
@@ -124,6 +120,8 @@ def _loop(
     start, end = run.progress.step, run.config.max_steps
     if run.owes_report(metrics):
         run.report(metrics)
+    elif metrics.last.get("step") == start:
+        run.averages.clear()  # the checkpoint is older than the line that told them
     with tqdm(total=end, initial=start, disable=hidden, unit="step", mininterval=0.5) as bar:
         for step in range(start, end):
             loss, stopping = run.step(batches, step, interrupt)

@@ -167,6 +167,16 @@ def test_metrics_have_each_step_once(tmp_path):
     assert set(json.loads(text.splitlines()[0])) == wanted
 
 
+def test_a_crash_after_a_line_counts_no_step_twice(tmp_path):
+    config = make_config(max_steps=14, checkpoint_every=4, log_every=4)
+    with pytest.raises(Crashed):
+        train(config, Toy(), until(9), tmp_path / "cut", quiet=True)  # step 8 is saved and told
+    train(config, Toy(), batches, tmp_path / "cut", resume=True, quiet=True)
+    train(config, Toy(), batches, tmp_path / "whole", quiet=True)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_failing_evaluation_is_repeated_on_resume(tmp_path):
     def fails(module, step):
         raise Crashed
