@@ -1,6 +1,6 @@
 """Shortest routes stitched from recorded pieces: how short episodes teach long ways.
 
-Every episode is cut into hops of `stride` steps. Hops follow one another where the recording does,
+Every episode is cut into hops of `stride` steps; those that rest are left out. Hops follow one another where the recording does,
 and also where one's end lies within `splice_radius` of another's start. A splice costs twice the
 time that its gap takes at the data's usual speed, so that routes do not profit from jumping.
 Dijkstra's algorithm from a set of goal states then gives, for every recorded state, the next hop of
@@ -13,6 +13,7 @@ time: mazes.)
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -22,8 +23,10 @@ from scipy.spatial import KDTree
 from lmdiff.data.episodes import Episodes
 from lmdiff.errors import UserError
 
-_MAX_NODES = 25_000  # recorded states in the graph; more are thinned out by episode
+_MAX_NODES = 60_000  # recorded states in the graph; more are thinned out by episode
+_ENOUGH_NODES = 25_000  # little data is cut at several offsets until there are as many
 _NEIGHBOURS = 24  # splices tried per state
+_RESTING = 0.2  # hops shorter than this share of the usual ones are rest
 _SPLICE_COST = 2.0  # times the gap's usual travel time
 
 
@@ -41,12 +44,30 @@ class Hops:
     """[N] bool: state n + 1 follows state n in the recording."""
     stride: int
 
+    @cached_property
+    def length(self) -> float:
+        """Usual displacement of a hop, in observation units, however often the data rests.
+
+        Hops count as much as they are long: OGBench's `stitch` data rests most of its time.
+        """
+        lengths = self._lengths(np.flatnonzero(self.followed))
+        if not lengths.any():
+            return 0.0
+        return float(np.quantile(lengths, 0.5, weights=lengths, method="inverted_cdf"))
+
+    @cached_property
+    def moving(self) -> np.ndarray:
+        """Indices of the states from where a hop leads somewhere else."""
+        index = np.flatnonzero(self.followed)
+        return index[self._lengths(index) >= _RESTING * self.length]
+
     @property
     def speed(self) -> float:
         """Usual displacement per environment step, in observation units."""
-        index = np.flatnonzero(self.followed)
-        lengths = np.linalg.norm(self.states[index + 1] - self.states[index], axis=1)
-        return float(np.median(lengths)) / self.stride
+        return self.length / self.stride
+
+    def _lengths(self, index: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(self.states[index + 1] - self.states[index], axis=1)
 
 
 def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES) -> Hops:
@@ -61,8 +82,8 @@ def cut_hops(episodes: Episodes, stride: int, seed: int, limit: int = _MAX_NODES
     rng = np.random.default_rng([seed, stride])
     states, actions, passed, followed, count = [], [], [], [], 0
     total = sum(len(recorded) for recorded in episodes.actions)
-    # As many offsets as the limit has room for, up to one every quarter of a stride.
-    cuts = int(np.clip(round(limit * stride / max(total, 1)), 1, min(4, stride)))
+    # Up to one every quarter of a stride.
+    cuts = int(np.clip(round(_ENOUGH_NODES * stride / max(total, 1)), 1, min(4, stride)))
     for episode in rng.permutation(len(episodes.actions)):
         recorded = episodes.actions[episode]
         first = int(rng.integers(stride))
@@ -116,17 +137,19 @@ def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Rout
         goals: [G] indices of goal states.
         splice_radius: states closer than this may be joined, in observation units.
     """
-    count = len(hops.states)
-    recorded = np.flatnonzero(hops.followed)
-    # From each hop's end, to itself (no splice) and to its neighbours.
-    nearest = KDTree(hops.states).query(
-        hops.states[recorded + 1], k=min(_NEIGHBOURS, count), distance_upper_bound=splice_radius
+    count, recorded = len(hops.states), hops.moving
+    # From each hop's end, to itself (no splice) and to neighbours that are of any use.
+    useful = np.union1d(recorded, goals)
+    nearest = KDTree(hops.states[useful]).query(
+        hops.states[recorded + 1],
+        k=np.arange(1, min(_NEIGHBOURS, len(useful)) + 1),
+        distance_upper_bound=splice_radius,
     )
     gap, neighbour = map(np.asarray, nearest)
     near = np.isfinite(gap)
     source = np.concatenate([recorded, np.broadcast_to(recorded[:, None], near.shape)[near]])
-    target = np.concatenate([recorded + 1, neighbour[near]])
-    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * _SPLICE_COST / hops.speed
+    target = np.concatenate([recorded + 1, useful[neighbour[near]]])
+    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * _SPLICE_COST / (hops.speed or 1.0)
     # A neighbour may be the hop's own end: keep one edge a pair (csr_matrix would add them up).
     _, once = np.unique(source * count + target, return_index=True)
     # Edges are reversed, since distances are wanted *to* the goals.

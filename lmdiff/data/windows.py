@@ -80,7 +80,8 @@ class WindowSampler:
         self.routes: Routes | None = None
         if config.data.routes:
             rng = np.random.default_rng([seed, 1])
-            self.goals = rng.choice(count, min(config.data.route_goals, count), replace=False)
+            ends = self.hops.moving + 1
+            self.goals = rng.choice(ends, min(config.data.route_goals, len(ends)), replace=False)
             self.routes = shortest_routes(self.hops, self.goals, config.data.splice_radius)
         # Hops recorded before each state, for windows without routes.
         starts = np.flatnonzero(np.concatenate([[True], ~self.hops.followed[:-1]]))
@@ -127,7 +128,7 @@ class WindowSampler:
         routes = self.routes
         assert routes is not None
         size, goal_nodes = len(goals), self.goals[goals]
-        starts = rng.integers(len(self.hops.states), size=size)
+        starts = rng.choice(self.hops.moving, size)
         unreachable = ~np.isfinite(routes.steps_to_goal[goals, starts])
         starts[unreachable] = goal_nodes[unreachable]
         nodes = np.empty((size, self.horizon), np.int64)

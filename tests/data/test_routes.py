@@ -69,10 +69,22 @@ def test_the_end_of_a_recording_leads_nowhere_by_itself() -> None:
     assert np.isinf(routes.steps_to_goal[0, 1])
 
 
-@pytest.mark.parametrize("radius", [0.2, 0.5])
+def test_rest_is_no_part_of_a_route_nor_of_the_speed() -> None:
+    """Two recordings rest, for most of their time, where one ends and the other begins."""
+    first = np.stack([[0.0, 1, 2] + [2 + 0.001 * (i % 7) for i in range(40)], np.zeros(43)], 1)
+    second = np.stack([[2.2 + 0.001 * (i % 5) for i in range(40)] + [3.2, 4.2], np.zeros(42)], 1)
+    hops = _hops(first, second)
+    assert hops.moving.tolist() == [0, 1, 82, 83]
+    assert hops.speed == pytest.approx(1.0, abs=0.01)
+    routes = shortest_routes(hops, np.array([84]), splice_radius=0.3)
+    assert _way(routes.following[0], 0, 84) == [0, 1, 82, 83, 84]
+    assert routes.steps_to_goal[0, 0] == pytest.approx(4 + 2 * 0.204, abs=0.01)
+
+
+@pytest.mark.parametrize("radius", [0.5, 0.8])
 def test_routes_in_real_data_are_made_of_recorded_hops(recorded: Episodes, radius: float) -> None:
     hops = cut_hops(recorded, stride=16, seed=0)
-    goals = np.array([5, 400, 900, 2000])
+    goals = hops.moving[[5, 400, 900, 1400]] + 1
     routes = shortest_routes(hops, goals, radius)
     joined = 0
     for row, goal in enumerate(goals):
