@@ -22,6 +22,7 @@ from lmdiff.config import (
     EvaluationConfig,
     GoalConfig,
     ImitationConfig,
+    PriorConfig,
     TaskConfig,
     TrainingConfig,
     from_dict,
@@ -77,6 +78,7 @@ class Train:
     """No progress bar."""
     task: TaskConfig = field(default_factory=TaskConfig)
     goal: GoalConfig = field(default_factory=GoalConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     data: DataConfig = field(default_factory=DataConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
@@ -262,13 +264,21 @@ def _report(error: UserError, words: Sequence[str]) -> None:
 
 def _train_default(words: Sequence[str]) -> Train:
     """Settings before overrides: those of the agent named, or of the run to resume."""
-    agent = next((word for word in words[:1] if not word.startswith("-")), "")
     resume = None
     for index, word in enumerate(words):
         if word == "--resume" and index + 1 < len(words):
             resume = Path(words[index + 1])
         elif word.startswith("--resume="):
             resume = Path(word.partition("=")[2])
+    # The agent comes first, or wherever a word is one and no option's value.
+    known = {*names("agents")}
+    candidates = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not word.startswith("-") and before not in ("--output", "--resume")
+    ]
+    agent = next((word for word in candidates if word in known or word.endswith(".toml")), "")
+    agent = agent or next((word for word in words[:1] if not word.startswith("-")), "")
     if not agent and resume is None:
         if "-h" in words or "--help" in words:
             return Train()

@@ -1,8 +1,9 @@
 """Shortest routes stitched from recorded pieces: how short episodes teach long ways.
 
-Every episode is cut into hops of `stride` steps; those that rest are left out. Hops follow one another where the recording does,
-and also where one's end lies within `splice_radius` of another's start. A splice costs twice the
-time that its gap takes at the data's usual speed, so that routes do not profit from jumping.
+Every episode is cut into hops of `stride` steps; those that rest are left out. Hops follow one
+another where the recording does, and also where one's end lies within `splice_radius` of another's
+start. A splice costs twice the time that its gap takes at the data's usual speed, so that routes do
+not profit from jumping.
 Dijkstra's algorithm from a set of goal states then gives, for every recorded state, the next hop of
 a shortest route.
 
@@ -142,14 +143,15 @@ def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Rout
     useful = np.union1d(recorded, goals)
     nearest = KDTree(hops.states[useful]).query(
         hops.states[recorded + 1],
-        k=np.arange(1, min(_NEIGHBOURS, len(useful)) + 1),
+        k=_NEIGHBOURS,
         distance_upper_bound=splice_radius,
     )
     gap, neighbour = map(np.asarray, nearest)
     near = np.isfinite(gap)
     source = np.concatenate([recorded, np.broadcast_to(recorded[:, None], near.shape)[near]])
     target = np.concatenate([recorded + 1, useful[neighbour[near]]])
-    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * _SPLICE_COST / (hops.speed or 1.0)
+    steps_per_unit = _SPLICE_COST / (hops.speed or 1.0)  # 0: nothing moves, nothing is joined
+    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * steps_per_unit
     # A neighbour may be the hop's own end: keep one edge a pair (csr_matrix would add them up).
     _, once = np.unique(source * count + target, return_index=True)
     # Edges are reversed, since distances are wanted *to* the goals.

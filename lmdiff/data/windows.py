@@ -21,6 +21,10 @@ from lmdiff.data.routes import Routes, cut_hops, shortest_routes
 from lmdiff.errors import UserError
 from lmdiff.goals.grammar import PlaceKey
 
+_WORDS_ALONE = 0.5  # share of the goals in words whose state is not told
+# Start and goal on two sides of a wall are rare, and the straight line between them is wrong.
+_NEAR_STARTS = 0.3
+_NEAREST_OF = 16
 _WHOLE_ROUTES = 0.75  # share of the state goals that go the whole way to a route's end
 
 
@@ -35,8 +39,10 @@ class Batch(NamedTuple):
     """[B, horizon, 1]: progress, that is minus the environment steps that remain to the goal."""
     goal_state: Tensor
     """[B, observation]"""
+    state_given: Tensor
+    """[B] bool: whether the goal's state is told."""
     phrases: list[str | None]
-    """[B] the goal in words; None where it is given as a state."""
+    """[B] the goal in words, or None."""
 
     @property
     def window(self) -> Tensor:
@@ -128,7 +134,7 @@ class WindowSampler:
         routes = self.routes
         assert routes is not None
         size, goal_nodes = len(goals), self.goals[goals]
-        starts = rng.choice(self.hops.moving, size)
+        starts = self._draw_starts(rng, goal_nodes)
         unreachable = ~np.isfinite(routes.steps_to_goal[goals, starts])
         starts[unreachable] = goal_nodes[unreachable]
         nodes = np.empty((size, self.horizon), np.int64)
@@ -146,6 +152,13 @@ class WindowSampler:
         last = nodes[np.arange(size), np.minimum(length, self.horizon - 1)]
         remaining = remaining - np.where(cut, routes.steps_to_goal[goals, last], 0.0)[:, None]
         return self._stop(rng, nodes, np.where(cut, last, goal_nodes), length, remaining, cut)
+
+    def _draw_starts(self, rng: np.random.Generator, goals: np.ndarray) -> np.ndarray:
+        """[B] states to set out from, some of them near the goal, perhaps behind a wall."""
+        near = rng.random(len(goals)) < _NEAR_STARTS
+        drawn = rng.choice(self.hops.moving, (len(goals), _NEAREST_OF))
+        gaps = np.linalg.norm(self.hops.states[drawn] - self.hops.states[goals][:, None], axis=-1)
+        return np.where(near, drawn[np.arange(len(goals)), gaps.argmin(1)], drawn[:, 0])
 
     def _along_recordings(
         self, rng: np.random.Generator, goals: np.ndarray, in_words: np.ndarray
@@ -205,6 +218,9 @@ class WindowSampler:
             action=torch.from_numpy(actions.reshape(*paths.nodes.shape, -1)).float(),
             signal=torch.from_numpy(-paths.remaining[..., None]).float(),
             goal_state=torch.from_numpy(paths.goals),
+            state_given=torch.tensor(
+                [place is None or rng.random() > _WORDS_ALONE for place in places]
+            ),
             phrases=[
                 None
                 if place is None or self.phrases is None

@@ -92,7 +92,8 @@ def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
 def _untrained(config: AgentConfig) -> GoalPipeline:
     from lmdiff.data.normalizer import Normalizer
     from lmdiff.tasks.pointmaze import PointMaze
-    from lmdiff.training.agent import ImitationModule, make_pipeline
+    from lmdiff.training.agent import make_pipeline
+    from lmdiff.training.imitation import ImitationModule
 
     task = PointMaze(config.task.name)
     channels = task.observation_size + config.denoiser.stride * task.action_size + 1
@@ -102,10 +103,11 @@ def _untrained(config: AgentConfig) -> GoalPipeline:
 
 def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
     """One training step (forward, backward, AdamW) of a batch whose words are known."""
+    from lmdiff.data.goal_states import GoalStates
     from lmdiff.data.normalizer import Normalizer
     from lmdiff.data.windows import Batch
     from lmdiff.tasks.pointmaze import PointMaze
-    from lmdiff.training.agent import ImitationModule
+    from lmdiff.training.imitation import ImitationBatch, ImitationModule
 
     config = load_agent(command.agent)
     task, size, horizon = (
@@ -119,13 +121,18 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     generator = torch.Generator().manual_seed(0)
-    batch = Batch(
+    prior, phrase = config.prior, "go to the bottom right corner"
+    states = torch.randn(prior.phrases, prior.states, task.observation_size, generator=generator)
+    said = torch.rand(size, generator=generator) < config.data.words_fraction
+    windows = Batch(
         observation=torch.randn(size, horizon, task.observation_size, generator=generator),
         action=torch.randn(size, horizon, chunk, generator=generator),
         signal=torch.randn(size, horizon, 1, generator=generator),
         goal_state=torch.randn(size, task.observation_size, generator=generator),
-        phrases=["go to the bottom right corner"] * size,
+        state_given=~said,
+        phrases=[phrase if words else None for words in said.tolist()],
     )
+    batch = ImitationBatch(windows, GoalStates([phrase] * prior.phrases, states))
     bf16 = config.training.mixed_precision == "bf16"
 
     def step() -> None:

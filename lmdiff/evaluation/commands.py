@@ -106,6 +106,7 @@ def run_goal(command: "Run") -> int:
     output = command.output or folder.parent / "rollouts"
     stem = output / f"{re.sub(r'[^a-z0-9]+', '-', goal.lower()).strip('-')[:60]}-{command.seed}"
     achieved = task.cell_of(episode.observation) in meaning.cells
+    imagined = None if episode.imagined is None else task.cell_of(episode.imagined)
     picture, video = _show(task, episode, goal, meaning, stem, achieved, video=command.video)
     result |= {
         "understood": True,
@@ -119,6 +120,7 @@ def run_goal(command: "Run") -> int:
         "plans": len(episode.plans),
         "start": list(task.cell_of(episode.trail[0])),
         "end": list(task.cell_of(episode.observation)),
+        "imagined": None if imagined is None else list(imagined),
         "cells": sorted(map(list, meaning.cells)),
         "judged_by": meaning.judge,
     }
@@ -128,6 +130,8 @@ def run_goal(command: "Run") -> int:
         f"  in row {there[0]}, column {there[1]} after {episode.steps} steps, "
         f"{len(episode.plans)} plan(s)"
     )
+    if imagined is not None:
+        print(f"  understood as row {imagined[0]}, column {imagined[1]}")
     if meaning.judge.startswith("nearest"):
         print(f"  judged as its {meaning.judge}")
     print(f"  picture: {picture}")

@@ -52,6 +52,8 @@ class Episode:
     """Observations, the start included."""
     plans: list[tuple[int, np.ndarray]] = field(default_factory=list)
     """(environment step, plan [T, observation]), one for each time that it planned."""
+    imagined: np.ndarray | None = None
+    """[observation] the state that the goal prior takes the words to mean, if there is one."""
     plan_ms: list[float] = field(default_factory=list)
     """Time of each plan; those of a batch share theirs."""
 
@@ -109,6 +111,7 @@ def run_episodes(
     conditions = pipe.encode_goal(
         [episode.goal or "" for episode in episodes] if in_words else None,
         goal_state=None if in_words else np.stack([e.goal_state for e in episodes]),  # pyright: ignore
+        generator=generator,
     )
     hop_length = pipe.config["hop_length"]
     courses: list[_Course | None] = [None] * len(episodes)
@@ -182,6 +185,8 @@ def _plan(
         shown = course.waypoints[: course.arrival + 1]
         episodes[i].plans.append((episodes[i].steps, shown))
         episodes[i].plan_ms.append(milliseconds)
+        if episodes[i].goal and plan.goal_states is not None:
+            episodes[i].imagined = plan.goal_states[row]
 
 
 def _execute(

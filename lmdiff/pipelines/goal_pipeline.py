@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lmdiff.data.normalizer import Normalizer
 from lmdiff.denoisers.contract import Condition
+from lmdiff.denoisers.goal_prior import GoalPrior
 from lmdiff.denoisers.network import TrajectoryTransformer
 from lmdiff.denoisers.trajectory import TrajectoryDenoiser
 from lmdiff.errors import UserError
@@ -37,6 +38,8 @@ class GoalPipelineOutput(BaseOutput):
     """[B, horizon]: environment steps to the goal, as the model foresees them."""
     arrival: np.ndarray
     """[B] index of the first step at the goal; `horizon` where the plan ends before it."""
+    goal_states: np.ndarray | None = None
+    """[B, observation]: the goals as states, given or imagined; NaN where there is none."""
 
 
 class GoalPipeline(DiffusionPipeline):
@@ -46,8 +49,9 @@ class GoalPipeline(DiffusionPipeline):
         network: the trajectory transformer.
         normalizer: of its windows.
         goal_encoder: words to token states.
-        known_goals: refuses what was not taught; None understands everything.
         scheduler: a diffusers scheduler of the network's noise process.
+        goal_prior: imagines a goal state for words; None: the planner hears words alone.
+        known_goals: refuses what was not taught; None understands everything.
         stride: environment steps between two steps of a plan.
         hop_length: usual distance between two steps of a plan, in observation units.
         task: name of the task it was trained for.
@@ -55,8 +59,8 @@ class GoalPipeline(DiffusionPipeline):
         evaluation: how its config would have it sampled (see EvaluationConfig).
     """
 
-    model_cpu_offload_seq = "goal_encoder->network"
-    _optional_components = ["known_goals"]  # noqa: RUF012 (diffusers reads a list)
+    model_cpu_offload_seq = "goal_encoder->goal_prior->network"
+    _optional_components = ["goal_prior", "known_goals"]  # noqa: RUF012 (diffusers reads a list)
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class GoalPipeline(DiffusionPipeline):
         normalizer: Normalizer,
         goal_encoder: GoalEncoder,
         scheduler: Any,
+        goal_prior: GoalPrior | None = None,
         known_goals: KnownGoals | None = None,
         stride: int = 1,
         hop_length: float = 1.0,
@@ -77,6 +82,7 @@ class GoalPipeline(DiffusionPipeline):
             normalizer=normalizer,
             goal_encoder=goal_encoder,
             scheduler=scheduler,
+            goal_prior=goal_prior,
             known_goals=known_goals,
         )
         self.register_to_config(
@@ -97,18 +103,27 @@ class GoalPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_goal(
-        self, goal: str | Sequence[str] | None = None, *, goal_state: ArrayLike | None = None
+        self,
+        goal: str | Sequence[str] | None = None,
+        *,
+        goal_state: ArrayLike | None = None,
+        generator: torch.Generator | None = None,
     ) -> Condition:
         """The condition of B goals: in words, as states [B, observation], or neither (None).
 
-        It can be computed once and given to many calls. An empty string is no goal.
+        It can be computed once and given to many calls. An empty string is no goal. For words
+        without a state, the goal prior imagines one, drawn with `generator`.
         """
-        words = state = None
+        words = state = given = None
         if goal is not None:
             words = encode_words(self.goal_encoder, [goal] if isinstance(goal, str) else list(goal))
         if goal_state is not None:
             state = self._encode_observation(self._observations(goal_state))
-        return Condition(words=words, state=state)
+        elif words is not None and self.goal_prior is not None:
+            condition = Condition(words=words)
+            state = self.goal_prior.sample(condition, len(words.mask), generator=generator)
+            given = words.mask.any(1)
+        return Condition(words=words, state=state, state_given=given)
 
     @torch.no_grad()
     def __call__(
@@ -149,7 +164,7 @@ class GoalPipeline(DiffusionPipeline):
         else:
             for text in [goal] if isinstance(goal, str) else goal or []:
                 self.understand(text)
-            condition = self.encode_goal(goal, goal_state=goal_state)
+            condition = self.encode_goal(goal, goal_state=goal_state, generator=generator)
         condition, now = _paired(condition, now)
         given = self._blank(len(now), self.network.config["horizon"])
         given[:, 0, : now.shape[1]] = self._encode_observation(now)
@@ -168,19 +183,20 @@ class GoalPipeline(DiffusionPipeline):
         # One step more than the first that is there: its neighbours are sharper than its edge.
         first = (there.int().argmax(1) + 1).clamp_max(there.shape[1] - 1)
         arrival = torch.where(there.any(1), first, there.shape[1])
-        observations = values[..., : now.shape[1]]
+        observations, goals = values[..., : now.shape[1]], None
         if condition.state is not None:
-            # A plan that arrives, arrives at the very goal that it was given.
-            given_goal = self.normalizer.decode_part(condition.state)[:, None]
-            steps = torch.arange(there.shape[1], device=values.device)
-            ends = steps >= arrival[:, None]
+            goals = self.normalizer.decode_part(condition.state)
             if condition.state_given is not None:
-                ends = ends & condition.state_given[:, None]
-            observations = torch.where(ends[..., None], given_goal, observations)
+                goals = torch.where(condition.state_given[:, None], goals, torch.nan)
+            # A plan that arrives, arrives at the very goal that it was given.
+            steps = torch.arange(there.shape[1], device=values.device)
+            ends = (steps >= arrival[:, None])[..., None] & goals.isfinite().all(-1)[:, None, None]
+            observations = torch.where(ends, goals[:, None], observations)
         return GoalPipelineOutput(
             observations=observations.cpu().numpy(),
             remaining=remaining.cpu().numpy(),
             arrival=arrival.cpu().numpy(),
+            goal_states=None if goals is None else goals.cpu().numpy(),
         )
 
     @torch.no_grad()

@@ -8,26 +8,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 
-from lmdiff.algos.imitation import imitation_loss
 from lmdiff.config import AgentConfig, to_dict
 from lmdiff.data.episodes import load_or_generate
+from lmdiff.data.goal_states import GoalStateSampler
 from lmdiff.data.hindsight import HindsightPhrases
 from lmdiff.data.normalizer import Normalizer
-from lmdiff.data.windows import Batch, WindowSampler
-from lmdiff.denoisers.contract import Condition
-from lmdiff.denoisers.network import TrajectoryTransformer
-from lmdiff.denoisers.trajectory import TrajectoryDenoiser
+from lmdiff.data.windows import WindowSampler
 from lmdiff.errors import UserError
 from lmdiff.evaluation.language import draw_trials, run_trials
 from lmdiff.evaluation.rollout import Settings
 from lmdiff.goals.encoder import GoalEncoder
 from lmdiff.goals.grammar import load_grammar, load_unknown
 from lmdiff.goals.refusal import KnownGoals
-from lmdiff.pipelines.goal_pipeline import GoalPipeline, encode_words
+from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.pipelines.model_card import write_card
 from lmdiff.tasks.pointmaze import PointMaze
+from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import changed_fields, read_run
 
@@ -35,48 +33,6 @@ _NORMALIZER_WINDOWS = 4096
 _NO_RANK = 2**31  # the windows that fit the normaliser are no process's batch
 _REFUSAL_PHRASES = 1500
 _RESUMABLE = {"training", "evaluation", "name", "description"}
-
-
-class ImitationModule(nn.Module):
-    """Everything that imitation trains, behind one forward: what Accelerate prepares."""
-
-    def __init__(self, config: AgentConfig, normalizer: Normalizer, hop_length: float = 1.0):
-        super().__init__()
-        task, denoiser = PointMaze(config.task.name), config.denoiser
-        self.condition_dropout = config.imitation.condition_dropout
-        self.normalizer = normalizer
-        self.hop_length = hop_length
-        self.goal_encoder = GoalEncoder(**to_dict(config.goal))
-        network = TrajectoryTransformer(
-            observation_size=task.observation_size,
-            action_size=denoiser.stride * task.action_size,
-            signal_size=1,
-            goal_size=task.observation_size,
-            words_width=self.goal_encoder.width,
-            horizon=denoiser.horizon,
-            width=denoiser.width,
-            layers=denoiser.layers,
-            heads=denoiser.heads,
-            process=denoiser.process,
-            prediction=denoiser.prediction,
-        )
-        self.denoiser = TrajectoryDenoiser(network, config.imitation.roles)
-
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss of one batch of windows."""
-        given = [phrase is None for phrase in batch.phrases]
-        condition = Condition(
-            words=encode_words(self.goal_encoder, batch.phrases),
-            state=self.normalizer.encode_part(batch.goal_state),
-            state_given=torch.tensor(given, device=batch.goal_state.device),
-        )
-        return imitation_loss(
-            self.denoiser,
-            self.normalizer.encode(batch.window),
-            condition,
-            self.condition_dropout,
-            generator,
-        )
 
 
 def train_agent(
@@ -102,15 +58,24 @@ def train_agent(
     sample = sampler.batch(config.training.seed, _NO_RANK, 0, _NORMALIZER_WINDOWS)
     hop_length = sampler.hops.speed * config.denoiser.stride
     module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)), hop_length)
+    goal_states = None
+    if words is not None and module.goal_prior is not None:
+        ends = sampler.hops.moving + 1
+        goal_states = GoalStateSampler(sampler.hops.states[ends], words)
+        module.remember(goal_states.known(config.prior.known_states, config.training.seed))
 
     if words is not None and config.goal.adaptation == "frozen":
         # All at once, and so always in the same chunks: a phrase's states depend in their last
         # digits on what it is encoded with, and a resumed run must see the same ones.
         module.goal_encoder([phrase.text for phrase in phrases])
 
-    def batches(step: int) -> Batch:
-        training = config.training
-        return sampler.batch(training.seed, accelerator.process_index, step, training.batch_size)
+    def batches(step: int) -> ImitationBatch:
+        which = config.training.seed, accelerator.process_index, step
+        windows = sampler.batch(*which, config.training.batch_size)
+        if goal_states is None:
+            return ImitationBatch(windows, None)
+        prior = config.prior
+        return ImitationBatch(windows, goal_states.batch(*which, prior.phrases, prior.states))
 
     metrics = train(
         config.training,
@@ -173,6 +138,7 @@ def make_pipeline(
         network=module.denoiser.network,
         normalizer=module.normalizer,
         goal_encoder=module.goal_encoder,
+        goal_prior=module.goal_prior,
         scheduler=module.denoiser.process.scheduler(),
         known_goals=known_goals,
         stride=config.denoiser.stride,

@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("routes", [True, False], ids=["routes", "recordin
 def _config(routes: bool = True, **data) -> AgentConfig:
     return AgentConfig(
         denoiser=DenoiserConfig(horizon=HORIZON, stride=STRIDE),
-        data=DataConfig(routes=routes, route_goals=128, **data),
+        data=DataConfig(**{"routes": routes, "route_goals": 128, "words_fraction": 0.7} | data),
     )
 
 
@@ -35,7 +35,7 @@ def samplers(recorded: Episodes, phrases: HindsightPhrases) -> dict[bool, Window
 
 
 def _equal(first: Batch, second: Batch) -> bool:
-    tensors = zip(first[:4], second[:4], strict=True)
+    tensors = zip(first[:5], second[:5], strict=True)
     return all(torch.equal(a, b) for a, b in tensors) and first.phrases == second.phrases
 
 
@@ -123,7 +123,10 @@ def test_words_name_places_that_hold_the_goal(
     grammar = load_grammar("maze")
     batch = samplers[routes].batch(0, 0, 3, 600)
     said = [row for row, phrase in enumerate(batch.phrases) if phrase is not None]
-    assert 0.62 < len(said) / 600 < 0.78  # data.words_fraction is 0.7
+    assert 0.62 < len(said) / 600 < 0.78
+    told = batch.state_given[said].float().mean()  # half of them get the state besides
+    assert 0.4 < told < 0.6
+    assert all(batch.state_given[row] for row in range(600) if batch.phrases[row] is None)
     kinds = set()
     for row in said:
         phrase, goal = batch.phrases[row], batch.goal_state[row].numpy()
@@ -135,7 +138,7 @@ def test_words_name_places_that_hold_the_goal(
         assert MEDIUM.cell_of(goal) in cells, phrase
         assert MEDIUM.centred(goal)
         assert grammar.split_of(phrase) == "train"
-    assert kinds >= {"cell", "row", "column", "corner", "edge", "half", "quadrant", "dead_end"}
+    assert kinds >= {"cell", "row", "column", "corner", "edge", "half", "quadrant"}
 
 
 @BOTH

@@ -36,7 +36,7 @@ class StubPlanner:
         if self.grammar.denote(goal, self.task.places) is None:
             raise GoalNotUnderstood("no", ["a goal"])
 
-    def encode_goal(self, goal=None, *, goal_state=None) -> Condition:
+    def encode_goal(self, goal=None, *, goal_state=None, generator=None) -> Condition:
         if goal is not None:
             goal_state = [self._place(text) for text in goal]
         return Condition(state=torch.tensor(np.stack(goal_state), dtype=torch.float64))
@@ -57,6 +57,7 @@ class StubPlanner:
         return SimpleNamespace(
             observations=np.stack([waypoints for waypoints, _ in plans]),
             arrival=np.array([arrival for _, arrival in plans]),
+            goal_states=condition.state.numpy(),
         )
 
     def _plan(self, start: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, int]:

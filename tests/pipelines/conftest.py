@@ -4,6 +4,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lmdiff.data.normalizer import Normalizer
+from lmdiff.denoisers.goal_prior import GoalPrior
 from lmdiff.denoisers.network import TrajectoryTransformer
 from lmdiff.denoisers.processes import make_process
 from lmdiff.goals.encoder import GoalEncoder
@@ -49,7 +50,7 @@ def bert(tmp_path_factory):
 def make_pipe(bert):
     """A small random agent for the medium maze."""
 
-    def make(process="flow", prediction="sample", adaptation="frozen", refuses=False):
+    def make(process="flow", prediction="sample", adaptation="frozen", refuses=False, prior=False):
         torch.manual_seed(0)
         encoder = GoalEncoder(bert, adaptation=adaptation)
         network = TrajectoryTransformer(
@@ -63,10 +64,17 @@ def make_pipe(bert):
             taught = [f"go to the {side}" for side in ("top", "bottom", "left", "right")]
             others = ["bake a cake", "sing a cake", "bake bake cake"]
             known = KnownGoals.fit(encoder, taught, others, taught[:2], others[:2])
+        goal_prior = None
+        if prior:
+            goal_prior = GoalPrior(2, 16, known_states=9, width=16, readings=2, hidden=16)
+            for layer in (goal_prior.of_words, goal_prior.of_sample, goal_prior.head):
+                torch.nn.init.normal_(layer.weight, std=0.5)
+            goal_prior.known.copy_(torch.randn(9, 2))
         return GoalPipeline(
             network=network.eval(),
             normalizer=Normalizer(mean=mean, std=[2.0, 0.5, *[0.6] * 2 * STRIDE, 6.0]),
             goal_encoder=encoder,
+            goal_prior=goal_prior and goal_prior.eval(),
             scheduler=make_process(process, prediction).scheduler(),
             known_goals=known,
             stride=STRIDE,

@@ -33,7 +33,7 @@ def plan(pipe, goal=GOAL, observation=HERE, seed=0, **settings):
 
 def same(first, second):
     # Kernels differ in the last bit with the weights' place in memory.
-    return all(np.allclose(first[key], second[key], rtol=1e-5, atol=1e-5) for key in first)
+    return all(np.allclose(first[key], second[key], 1e-5, 1e-5, equal_nan=True) for key in first)
 
 
 @pytest.mark.parametrize(("process", "prediction"), KINDS)
@@ -64,6 +64,39 @@ def test_goals_in_words_as_states_and_prepared(pipe):
     # In the task's units, as observations are.
     condition = pipe.encode_goal(goal_state=[5.0, -3.0])
     assert torch.equal(condition.state, torch.zeros(1, 2))
+
+
+def test_words_are_imagined_as_a_recorded_state(make_pipe, tmp_path):
+    pipe = make_pipe(prior=True)
+    known = pipe.normalizer.decode_part(pipe.goal_prior.known).numpy()
+    texts = [GOAL, "", "go to the bottom"]
+    found = plan(pipe, texts, [HERE] * 3)
+    for row, goal in enumerate(found.goal_states):
+        if not texts[row]:
+            assert np.isnan(goal).all()
+            continue
+        assert np.isclose(known, goal, atol=1e-5).all(1).any()
+        # What arrives, arrives there.
+        end = int(found.arrival[row])
+        assert (found.observations[row, end:] == goal).all()
+    # Other draws may mean other states; a state that is given is not imagined.
+    drawn = [plan(pipe, GOAL, seed=seed).goal_states[0] for seed in range(8)]
+    assert len(np.unique(np.stack(drawn), axis=0)) > 1
+    told = plan(pipe, GOAL, goal_state=[1.0, 2.0])
+    np.testing.assert_allclose(told.goal_states, [[1.0, 2.0]], rtol=1e-5)
+    # The planner hears the words too.
+    state = found.goal_states[:1]
+    assert not same(plan(pipe, None, goal_state=state), plan(pipe, GOAL, goal_state=state))
+
+    pipe.save_pretrained(tmp_path)
+    loaded = GoalPipeline.from_pretrained(tmp_path)
+    assert same(plan(loaded, texts, [HERE] * 3), found)
+
+
+def test_without_a_prior_no_state_is_made_up(pipe):
+    assert pipe.goal_prior is None
+    assert plan(pipe).goal_states is None
+    assert pipe.encode_goal(GOAL).state is None
 
 
 def test_many_goals(pipe):
