@@ -1,9 +1,9 @@
 """Shortest routes stitched from recorded pieces: how short episodes teach long ways.
 
-Every episode is cut into hops of `stride` steps; those that rest are left out. Hops follow one
-another where the recording does, and also where one's end lies within `splice_radius` of another's
-start. A splice costs twice the time that its gap takes at the data's usual speed, so that routes do
-not profit from jumping.
+Every episode is cut into hops of `stride` steps. Hops follow one another where the recording does,
+and also where one's end lies within `splice_radius` of another's start, if that one moves. A splice
+costs twice the time that its gap takes at the data's usual speed, so that routes do not profit from
+jumping.
 Dijkstra's algorithm from a set of goal states then gives, for every recorded state, the next hop of
 a shortest route.
 
@@ -138,9 +138,10 @@ def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Rout
         goals: [G] indices of goal states.
         splice_radius: states closer than this may be joined, in observation units.
     """
-    count, recorded = len(hops.states), hops.moving
-    # From each hop's end, to itself (no splice) and to neighbours that are of any use.
-    useful = np.union1d(recorded, goals)
+    count, recorded = len(hops.states), np.flatnonzero(hops.followed)
+    # From each hop's end, to itself (no splice) and to neighbours from where a hop leads on: who
+    # rests can leave, but no route goes on by resting.
+    useful = np.union1d(hops.moving, goals)
     nearest = KDTree(hops.states[useful]).query(
         hops.states[recorded + 1],
         k=_NEIGHBOURS,

@@ -83,6 +83,9 @@ class WindowSampler:
         self.words_fraction = config.data.words_fraction if phrases else 0.0
         count = len(self.hops.states)
         self.goals = np.arange(count)
+        self._left = np.flatnonzero(self.hops.followed)  # states from where the recording goes on
+        self._moves = np.zeros(count, bool)
+        self._moves[self.hops.moving] = True
         self.routes: Routes | None = None
         if config.data.routes:
             rng = np.random.default_rng([seed, 1])
@@ -140,6 +143,9 @@ class WindowSampler:
         nodes = np.empty((size, self.horizon), np.int64)
         # One hop in: from there on every hop is chosen. The first one is just what was recorded.
         nodes[:, 0] = routes.following[goals, starts]
+        # Who rests (in a corner, say) sets out from there as a neighbour that moves did.
+        away = ~self._moves[starts] & self._moves[nodes[:, 0]]
+        origins = np.where(away, starts, nodes[:, 0])
         for i in range(1, self.horizon):
             nodes[:, i] = routes.following[goals, nodes[:, i - 1]]
         remaining = routes.steps_to_goal[goals[:, None], nodes]
@@ -151,12 +157,13 @@ class WindowSampler:
         length = np.where(cut, shorter, length)
         last = nodes[np.arange(size), np.minimum(length, self.horizon - 1)]
         remaining = remaining - np.where(cut, routes.steps_to_goal[goals, last], 0.0)[:, None]
-        return self._stop(rng, nodes, np.where(cut, last, goal_nodes), length, remaining, cut)
+        ends = np.where(cut, last, goal_nodes)
+        return self._stop(rng, nodes, origins, ends, length, remaining, cut)
 
     def _draw_starts(self, rng: np.random.Generator, goals: np.ndarray) -> np.ndarray:
         """[B] states to set out from, some of them near the goal, perhaps behind a wall."""
         near = rng.random(len(goals)) < _NEAR_STARTS
-        drawn = rng.choice(self.hops.moving, (len(goals), _NEAREST_OF))
+        drawn = rng.choice(self._left, (len(goals), _NEAREST_OF))
         gaps = np.linalg.norm(self.hops.states[drawn] - self.hops.states[goals][:, None], axis=-1)
         return np.where(near, drawn[np.arange(len(goals)), gaps.argmin(1)], drawn[:, 0])
 
@@ -169,12 +176,13 @@ class WindowSampler:
         hops = np.arange(self.horizon)
         nodes = (goal_nodes - length)[:, None] + np.minimum(hops, length[:, None])
         remaining = np.maximum(length[:, None] - hops, 0.0) * self.hops.stride
-        return self._stop(rng, nodes, goal_nodes, length, remaining, ~in_words)
+        return self._stop(rng, nodes, nodes[:, 0], goal_nodes, length, remaining, ~in_words)
 
     def _stop(
         self,
         rng: np.random.Generator,
         nodes: np.ndarray,
+        origins: np.ndarray,
         goal_nodes: np.ndarray,
         length: np.ndarray,
         remaining: np.ndarray,
@@ -191,9 +199,11 @@ class WindowSampler:
         before = nodes[np.arange(size), np.maximum(length, 1) - 1]
         goals = self.hops.states[goal_nodes]
         goals = np.where(part[:, None], self.hops.passed[before, steps - 1], goals)
+        states = self.hops.states[nodes]
+        states[:, 0] = self.hops.states[origins]
         return _Paths(
             nodes=nodes,
-            states=np.where(after[..., None], goals[:, None], self.hops.states[nodes]),
+            states=np.where(after[..., None], goals[:, None], states),
             goals=goals,
             length=length,
             last_steps=steps,

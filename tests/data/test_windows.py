@@ -113,7 +113,9 @@ def test_windows_move_as_the_data_does(samplers: dict[bool, WindowSampler], rout
     # A wall holds a move back; it never adds to one.
     moved = batch.observation.diff(dim=1).norm(dim=-1)
     limit = 0.2 * chunks[:, :-1].norm(dim=-1).sum(2)
-    assert (moved <= limit + (0.5 if routes else 0.0) + 0.05).all()
+    allowed = torch.full((1, moved.shape[1]), 0.5 if routes else 0.0)
+    allowed[0, 0] *= 2  # to a neighbour that sets out, and from the hop's end to the next
+    assert (moved <= limit + allowed + 0.05).all()
 
 
 @BOTH
