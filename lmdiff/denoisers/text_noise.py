@@ -97,7 +97,8 @@ def coupled(uniform: Tensor, times: Tensor, completion: Tensor) -> TextDraw:
     """Everything masked; a Bernoulli-t mask; its complement: 3 S copies (arXiv:2506.20639).
 
     DiffuCoder's per-token estimate: half from the fully masked view (weight 1), half from the one
-    of the two others in which the token is masked (weights 1 / t and 1 / (1 - t)). It is no bound.
+    of the two others in which the token is masked (weights 1 / t and 1 / (1 - t)). It is no bound,
+    and as published a token counts 1.5 times on average: those weights have a mean of 2, not 1.
 
     Args:
         uniform: [S, B, L] in [0, 1).
