@@ -5,10 +5,13 @@ mask, how the model is told about padding, and whether the logits for a token st
 left (models that grew out of autoregressive ones, such as Dream).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -39,6 +42,10 @@ class TextModelSpec:
     positions: bool = True
     """The model takes `position_ids`. LLaDA's class does not, and as its positions are rotary, and
     so relative, it does without."""
+    head: str | None = None
+    """Dotted name of the first part of the model that treats each place by itself, up to the logits
+    (`cls` in BERT, `head` in ModernBERT, `lm_head` in Llama). If given, training computes logits
+    only where they are asked for: less memory and time, the same numbers."""
 
     def __post_init__(self):
         if self.attention not in ("padding", "full4d"):
@@ -104,9 +111,31 @@ def token_logits(model: nn.Module, spec: TextModelSpec, ids: Tensor, mask: Tenso
     if spec.shifted:
         rows = torch.arange(len(ids), device=ids.device)[:, None]
         logits = logits[rows, _sources(spec, mask)]
-    never = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    never[spec.mask_id] = True
+    never = torch.arange(logits.shape[-1], device=logits.device) == spec.mask_id
     return logits.masked_fill(never, float("-inf"))
+
+
+def _part(model: nn.Module, name: str) -> nn.Module:
+    """A submodule by its name, inside of PEFT's wrapper if there is one."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    try:
+        return inner.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(f"head = {name!r}: {type(inner).__name__} has no such part.") from error
+
+
+@contextmanager
+def _only_at(head: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Show `head` [1, N, width] states, those at N places, in place of all [B, L, width]."""
+
+    def select(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (arguments[0][places][None], *arguments[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def token_log_probs(
@@ -126,9 +155,15 @@ def token_log_probs(
         where: [B, L] bool.
     """
     rows, columns = where.nonzero(as_tuple=True)
-    logits = _raw_logits(model, spec, ids, mask)[rows, _sources(spec, mask)[rows, columns]]
+    places = rows, _sources(spec, mask)[rows, columns]
+    if spec.head is None:
+        logits = _raw_logits(model, spec, ids, mask)[places]
+    else:
+        with _only_at(_part(model, spec.head), places):
+            logits = _raw_logits(model, spec, ids, mask)[0]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits[:, spec.mask_id] = float("-inf")  # `logits` is a copy, by the indexing above
+    never = torch.arange(logits.shape[-1], device=logits.device) == spec.mask_id
+    logits = logits.masked_fill(never, float("-inf"))
     values = -F.cross_entropy(logits, targets[rows, columns], reduction="none")
     return values.new_zeros(where.shape).index_put((rows, columns), values)
 

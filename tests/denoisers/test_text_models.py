@@ -1,8 +1,10 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BertForMaskedLM, dynamic_module_utils
 
 from lmdiff.denoisers.text_loading import load_text_model
@@ -131,8 +133,46 @@ def test_log_probs_are_those_of_the_logits(family, ids):
     values.sum().backward()
 
 
-def test_log_probs_of_nothing():
+HEADS = {"bert": "cls", "modernbert": "head", "llada-like": "lm_head", "dream-like": "lm_head"}
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_alone_where_asked(family, lora, ids):
+    """Naming the head changes neither numbers nor gradients, and leaves no hook behind."""
+    model, spec = build(family)
+    if lora:
+        targets = {"bert": ["query"], "modernbert": ["Wqkv"]}.get(family, ["q_proj"])
+        model = get_peft_model(model, LoraConfig(target_modules=targets, init_lora_weights=False))
+        model = model.double()
+    wide_ids, mask = padded(ids, 2, 1)
+    where = (wide_ids == MASK) & mask
+    targets = torch.where(where, 5, wide_ids)
+
+    def both(spec):
+        values = token_log_probs(model, spec, wide_ids, mask, targets, where)
+        values.sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad()
+        return values, gradients
+
+    values, gradients = both(spec)
+    fewer, same = both(replace(spec, head=HEADS[family]))
+    torch.testing.assert_close(fewer, values)
+    assert len(same) == len(gradients) > 0
+    for left, right in zip(same, gradients, strict=True):
+        torch.testing.assert_close(left, right)
+    assert token_logits(model, replace(spec, head=HEADS[family]), wide_ids, mask).shape[:2] == (
+        wide_ids.shape
+    )
+    with pytest.raises(UserError, match="no such part"):
+        both(replace(spec, head="nowhere"))
+
+
+@pytest.mark.parametrize("head", [None, "cls"])
+def test_log_probs_of_nothing(head):
     model, spec = build("bert")
+    spec = replace(spec, head=head)
     ids = torch.ones(2, 3, dtype=torch.long)
     values = token_log_probs(model, spec, ids, ids, ids, torch.zeros(2, 3, dtype=torch.bool))
     values.sum().backward()
