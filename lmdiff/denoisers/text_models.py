@@ -43,9 +43,9 @@ class TextModelSpec:
     """The model takes `position_ids`. LLaDA's class does not, and as its positions are rotary, and
     so relative, it does without."""
     head: str | None = None
-    """Dotted name of the first part of the model that treats each place by itself, up to the logits
-    (`cls` in BERT, `head` in ModernBERT, `lm_head` in Llama). If given, training computes logits
-    only where they are asked for: less memory and time, the same numbers."""
+    """Dotted name of a part from which on the model treats each place by itself, up to the logits
+    (`cls` in BERT, `head` in ModernBERT, `lm_head` in Llama). If given, training computes that
+    part only where it is asked for: less memory and time, the same numbers."""
 
     def __post_init__(self):
         if self.attention not in ("padding", "full4d"):
@@ -126,10 +126,13 @@ def _part(model: nn.Module, name: str) -> nn.Module:
 
 @contextmanager
 def _only_at(head: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
-    """Show `head` [1, N, width] states, those at N places, in place of all [B, L, width]."""
+    """Show `head` [1, N, width] states, those at N places, in place of all [B, L, width].
+
+    All its positional arguments are such states: BERT's blocks are given their residual as well.
+    """
 
     def select(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][places][None], *arguments[1:])
+        return tuple(states[places][None] for states in arguments)
 
     handle = head.register_forward_pre_hook(select)
     try:
@@ -230,6 +233,15 @@ def bert_model(
         attention_probs_dropout_prob=dropout,
     )
     return BertForMaskedLM(config)
+
+
+def bert_spec(model: BertForMaskedLM, mask_id: int) -> TextModelSpec:
+    """The spec of a `bert_model`: of its last layer, only attention must run at every place."""
+    last = model.config.num_hidden_layers - 1
+    head = f"bert.encoder.layer.{last}.attention.output"
+    pad_id = model.config.pad_token_id
+    assert pad_id is not None  # bert_model sets it
+    return TextModelSpec(mask_id, pad_id, head=head)
 
 
 def modernbert_model(

@@ -19,7 +19,7 @@ from lmdiff.algos.two_pass import one_pass_backward, recomputed, two_pass_backwa
 from lmdiff.denoisers.contract import Condition
 from lmdiff.denoisers.masked_text import MaskedTextDenoiser, TextBatch
 from lmdiff.denoisers.network import TrajectoryTransformer
-from lmdiff.denoisers.text_models import TextModelSpec, bert_model
+from lmdiff.denoisers.text_models import bert_model, bert_spec
 from lmdiff.denoisers.trajectory import TrajectoryDenoiser
 from lmdiff.errors import UserError
 
@@ -36,7 +36,7 @@ def text_denoiser(seed, dropout=0.0):
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    return MaskedTextDenoiser(model, TextModelSpec(MASK, PAD))
+    return MaskedTextDenoiser(model, bert_spec(model, MASK))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from lmdiff.denoisers.text_loading import load_text_model
 from lmdiff.denoisers.text_models import (
     TextModelSpec,
     bert_model,
+    bert_spec,
     check_text_model,
     llama_model,
     modernbert_model,
@@ -133,12 +134,18 @@ def test_log_probs_are_those_of_the_logits(family, ids):
     values.sum().backward()
 
 
-HEADS = {"bert": "cls", "modernbert": "head", "llada-like": "lm_head", "dream-like": "lm_head"}
+HEADS = [
+    ("bert", "cls"),
+    ("bert", "bert.encoder.layer.2.attention.output"),
+    ("modernbert", "head"),
+    ("llada-like", "lm_head"),
+    ("dream-like", "lm_head"),
+]
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_alone_where_asked(family, lora, ids):
+@pytest.mark.parametrize(("family", "head"), HEADS)
+def test_the_head_alone_where_asked(family, head, lora, ids):
     """Naming the head changes neither numbers nor gradients, and leaves no hook behind."""
     model, spec = build(family)
     if lora:
@@ -157,16 +164,22 @@ def test_the_head_alone_where_asked(family, lora, ids):
         return values, gradients
 
     values, gradients = both(spec)
-    fewer, same = both(replace(spec, head=HEADS[family]))
+    fewer, same = both(replace(spec, head=head))
     torch.testing.assert_close(fewer, values)
     assert len(same) == len(gradients) > 0
     for left, right in zip(same, gradients, strict=True):
         torch.testing.assert_close(left, right)
-    assert token_logits(model, replace(spec, head=HEADS[family]), wide_ids, mask).shape[:2] == (
+    assert token_logits(model, replace(spec, head=head), wide_ids, mask).shape[:2] == (
         wide_ids.shape
     )
     with pytest.raises(UserError, match="no such part"):
         both(replace(spec, head="nowhere"))
+
+
+def test_the_spec_of_the_default():
+    model, _ = build("bert")
+    spec = bert_spec(model, MASK)
+    assert (spec.mask_id, spec.pad_id, spec.head) == (MASK, PAD, HEADS[1][1])
 
 
 @pytest.mark.parametrize("head", [None, "cls"])
