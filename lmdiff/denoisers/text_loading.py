@@ -1,0 +1,66 @@
+"""Loading a text model of one's own. The only place where a model's own code may be let in."""
+
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from lmdiff.errors import UserError
+
+Head = Literal["masked", "causal", "own"]
+
+_CLASSES: dict[str, Any] = {
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "own": AutoModel,  # LLaDA and Dream register their class with its head under this one
+}
+
+
+def load_text_model(
+    source: str,
+    head: Head,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Load a language model with its head, from safetensors.
+
+    Args:
+        source: a local folder, or a hub name.
+        head: which transformers class reads it: `masked` (BERT-type), `causal` (Llama-type) or
+            `own` (the class that the repository itself brings: LLaDA, Dream).
+        trust_remote_code: run the Python code that comes with the model. It can do anything that
+            you can: read it first, and pin `revision`.
+        revision: of a hub repository.
+        dtype: of the weights.
+
+    Raises:
+        UserError: it cannot be read, needs code that was not allowed, or weights are missing.
+    """
+    if head not in _CLASSES:
+        raise UserError(f"head = {head!r}: choose one of {', '.join(_CLASSES)}.")
+    try:
+        model, report = _CLASSES[head].from_pretrained(
+            source,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"The text model {source!r} could not be loaded: {reason}\n"
+            "It must be a transformers language model with weights in safetensors. If it brings "
+            "code of its own, read that code and allow it with trust_remote_code."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The weights of {source!r} do not fit head = {head!r}: {len(missing)} tensors, such "
+            f"as {missing[0]}, are missing and would be random. Choose another head, or get a "
+            "complete copy."
+        )
+    return model
