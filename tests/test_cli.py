@@ -194,7 +194,8 @@ help output resume quiet no-quiet
 task.name task.dataset task.steps task.data-seed
 goal.language-model goal.adaptation goal.lora-rank goal.lora-alpha goal.lora-dropout goal.max-tokens
 denoiser.width denoiser.layers denoiser.heads denoiser.horizon denoiser.stride denoiser.process
-denoiser.prediction denoiser.words denoiser.no-words denoiser.goal-state denoiser.no-goal-state
+denoiser.prediction denoiser.words denoiser.no-words
+prior.enabled prior.no-enabled prior.phrases prior.states prior.known-states
 data.routes data.no-routes data.route-goals data.splice-radius data.words-fraction data.phrases
 imitation.roles.planner imitation.roles.controller imitation.roles.policy
 imitation.condition-dropout

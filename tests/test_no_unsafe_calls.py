@@ -1,9 +1,12 @@
 """Nothing under lmdiff/ can be made to run code that came with data: read from the source."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+
+from lmdiff.denoisers.text_loading import load_text_model
 
 ROOT = Path(__file__).resolve().parent.parent
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -88,4 +91,7 @@ def test_lmdiff_is_safe():
     paths = sorted((ROOT / "lmdiff").rglob("*.py"))
     assert paths
     found = {str(path.relative_to(ROOT)): unsafe(path.read_text("utf-8")) for path in paths}
-    assert not {path: calls for path, calls in found.items() if calls}
+    # The one place where a user may allow a model's own code, by an argument that is off by default.
+    allowed = {"lmdiff/denoisers/text_loading.py": ["trust_remote_code="]}
+    assert {path: calls for path, calls in found.items() if calls} == allowed
+    assert inspect.signature(load_text_model).parameters["trust_remote_code"].default is False
