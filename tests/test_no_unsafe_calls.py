@@ -91,7 +91,7 @@ def test_lmdiff_is_safe():
     paths = sorted((ROOT / "lmdiff").rglob("*.py"))
     assert paths
     found = {str(path.relative_to(ROOT)): unsafe(path.read_text("utf-8")) for path in paths}
-    # The one place where a user may allow a model's own code, by an argument that is off by default.
+    # The one place where a user may allow a model's own code, by an argument that is off.
     allowed = {"lmdiff/denoisers/text_loading.py": ["trust_remote_code="]}
     assert {path: calls for path, calls in found.items() if calls} == allowed
     assert inspect.signature(load_text_model).parameters["trust_remote_code"].default is False
