@@ -19,6 +19,7 @@ from lmdiff.tasks.pointmaze import PointMaze
 
 AT_ONCE = 50  # episodes side by side: more make batches that no longer get faster
 _OFF_COURSE = 0.5  # plan again when this many hops away from the plan
+_ESCAPE = 4  # hops without a goal, when stuck
 
 
 @cache
@@ -76,6 +77,8 @@ class _Course:
     """[T, observation]"""
     arrival: int
     """Index of the step at the goal; T if the plan ends before it."""
+    to_goal: bool = True
+    """Whether the goal is at its end."""
     passed: int = 0
     """Waypoints reached so far."""
 
@@ -87,6 +90,10 @@ class _Course:
 
     def ended(self) -> bool:
         return self.passed >= min(self.arrival, len(self.waypoints) - 1)
+
+    def at_goal(self) -> bool:
+        """Whether its end is the goal, as far as the model knows."""
+        return self.to_goal and self.arrival < len(self.waypoints)
 
     def left(self, observation: np.ndarray, hop_length: float) -> bool:
         """Whether the agent is not where the plan says."""
@@ -147,14 +154,14 @@ def _needs_plan(course: _Course | None, episode: Episode, hop_length: float) -> 
     if course is None or course.left(episode.observation, hop_length):
         return True
     # An episode that waits for success goes on after a plan's end: perhaps it ended too early.
-    at_goal = course.arrival < len(course.waypoints) and episode.succeeded is None
+    at_goal = course.at_goal() and episode.succeeded is None
     return course.ended() and not at_goal
 
 
 def _arrived(course: _Course | None, episode: Episode) -> bool:
     if episode.succeeded is not None or course is None:
         return False
-    episode.arrived = course.ended() and course.arrival < len(course.waypoints)
+    episode.arrived = course.ended() and course.at_goal()
     return episode.arrived
 
 
@@ -171,8 +178,11 @@ def _plan(
     if not lost:
         return
     began = time.perf_counter()
+    hop_length = pipe.config["hop_length"]
+    # Whoever got nowhere would plan the same again: it goes where the data goes, then tries anew.
+    stuck = torch.tensor([_stuck(episodes[i], hop_length) for i in lost], device=pipe.device)
     plan = pipe(
-        conditions.rows(lost),
+        conditions.rows(lost).hidden(stuck),
         observation=np.stack([episodes[i].observation for i in lost]),
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
@@ -181,12 +191,23 @@ def _plan(
     milliseconds = 1000 * (time.perf_counter() - began)
     for row, i in enumerate(lost):
         course = _Course(plan.observations[row], int(plan.arrival[row]))
+        if stuck[row]:
+            last = min(_ESCAPE, len(course.waypoints) - 1)
+            course = _Course(plan.observations[row], last, to_goal=False)
         courses[i] = course
         shown = course.waypoints[: course.arrival + 1]
         episodes[i].plans.append((episodes[i].steps, shown))
         episodes[i].plan_ms.append(milliseconds)
-        if episodes[i].goal and plan.goal_states is not None:
+        if episodes[i].goal and plan.goal_states is not None and not stuck[row]:
             episodes[i].imagined = plan.goal_states[row]
+
+
+def _stuck(episode: Episode, hop_length: float) -> bool:
+    """Whether it is still where it made its last plan."""
+    if not episode.plans or episode.plans[-1][0] == episode.steps:
+        return False
+    gap = np.linalg.norm(episode.observation - episode.trail[episode.plans[-1][0]])
+    return bool(gap < _OFF_COURSE * hop_length)
 
 
 def _execute(
