@@ -24,7 +24,7 @@ from lmdiff.errors import UserError
 from lmdiff.goals.descriptions import SPLITS, Split
 from lmdiff.text.answers import tagged_answer, text_of
 
-ALPHABET = "0123456789+-*/() ->"
+ALPHABET = "0123456789+-*/() >"
 FORMAT_REWARD, RIGHT_REWARD = 0.1, 1.0
 """Of d1, SPG and their successors."""
 
