@@ -33,7 +33,7 @@ def _with_alarm(seconds: float, call: Callable[[], Any]) -> Any:
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
     # It rings again each second: a bare `except:` in a loop may have swallowed the first.
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds * 100, 1.0)
     try:
         try:
             return call()
