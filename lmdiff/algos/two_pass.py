@@ -7,6 +7,10 @@ and backpropagates `(dF/dl_j * l_j)`, so that one graph is alive at a time. S ex
 price; there is none where the values are known, as those of the old policy are on-policy.
 
 The model must say the same twice: no dropout, and the same draw.
+
+On a CPU, glibc's allocator keeps some of what was freed, and the process looks as if it grew (582
+to 646 MiB from 1 to 16 samples of a 3.7M BERT); with MALLOC_MMAP_THRESHOLD_=262144 in its
+environment it does not (555 to 565).
 """
 
 from collections.abc import Callable
@@ -96,7 +100,8 @@ def recomputed(evaluate: Evaluate, count: int) -> Tensor:
     """[S, ...] all evaluations, differentiable, as a graph that keeps no activations.
 
     Backpropagation through it evaluates one sample after the other again: the two passes as plain
-    autograd, for a training loop that calls backward itself. Dropout is repeated as it was.
+    autograd, for a training loop that calls backward itself. Dropout is repeated as it was. It
+    keeps a little of each sample (555 to 585 MiB in the measurement above).
     """
     return torch.stack(
         [checkpoint(evaluate, sample, use_reentrant=False) for sample in range(count)]
