@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class TimeUp(BaseException):
+class TimeUp(Exception):
     """The limit has passed. No `Exception`: what is interrupted must not swallow it."""
 
 
@@ -33,7 +33,7 @@ def _with_alarm(seconds: float, call: Callable[[], Any]) -> Any:
     started = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
     # It rings again each second: a bare `except:` in a loop may have swallowed the first.
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds * 100, 1.0)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         try:
             return call()
