@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class TimeUp(Exception):
+class TimeUp(BaseException):
     """The limit has passed. No `Exception`: what is interrupted must not swallow it."""
 
 
