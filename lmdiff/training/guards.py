@@ -15,8 +15,14 @@ from lmdiff.training.manifest import check_same_run, describe_run, read_run
 from lmdiff.training.trackers import check_tracker
 
 
-def check_config(config: TrainingConfig) -> None:
+def check_config(config: TrainingConfig, round_steps: int = 1) -> None:
     """Refuse settings that cannot train, a tracker or a compiler that is not there."""
+    if config.max_steps % round_steps:
+        whole = max(config.max_steps // round_steps, 1) * round_steps
+        raise UserError(
+            f"max_steps = {config.max_steps} is not a whole number of rounds of {round_steps} "
+            f"steps: choose {whole}."
+        )
     for name in ("max_steps", "batch_size", "log_every", "keep_checkpoints"):
         value = to_dict(config)[name]
         if value < 1:

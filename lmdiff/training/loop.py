@@ -9,9 +9,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,11 +28,19 @@ from lmdiff.training.manifest import write_run
 from lmdiff.training.metrics import Averages, MetricsFile
 from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
-from lmdiff.training.state import capture, frozen_fingerprint, restore, trainable_parameters
+from lmdiff.training.state import (
+    Progress,
+    capture,
+    frozen_fingerprint,
+    restore,
+    trainable_parameters,
+)
 from lmdiff.training.trackers import tracking
 
 MAX_SKIPPED_IN_A_ROW = 20
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
+Event = Literal["step", "save", "log"]
+Watch = Callable[[Event, int, dict[str, Any]], bool | None]
 
 
 class Trainable(Protocol):
@@ -54,6 +61,8 @@ def train(
     *,
     accelerator: Accelerator | None = None,
     evaluate: Evaluate | None = None,
+    watch: Watch | None = None,
+    round_steps: int = 1,
     manifest: Mapping[str, Any] | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -71,6 +80,11 @@ def train(
         accelerator: one of your own (other processes, accumulation); default: one is made.
         evaluate: (module with EMA weights, in eval mode; step) -> figures, logged as eval/NAME.
             It runs on every rank, without gradients; the main process's figures are kept.
+        watch: told of each step, checkpoint and line of metrics.jsonl: (event, step, figures), on
+            every rank. It may add to a line's figures before they are written. If it returns true
+            for a step, on every rank alike, the run ends there, with a checkpoint.
+        round_steps: steps that share something which a checkpoint does not hold, such as roll-outs.
+            Checkpoints are written, and runs stopped, only after a whole round.
         manifest: what else run.json should tell (plain JSON).
         resume: go on from the newest whole checkpoint. A finished run is left alone.
         quiet: no progress bar.
@@ -84,11 +98,11 @@ def train(
         KeyboardInterrupt: Ctrl-C, after a checkpoint; the message names the command that resumes.
         SystemExit: the same for SIGTERM.
     """
-    check_config(config)
+    check_config(config, round_steps)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     check_accelerator(config, accelerator)
     description = open_run(config, run_dir, manifest or {}, accelerator, resume)
-    run = _Run(config, module, accelerator, run_dir, evaluate)
+    run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -122,30 +136,26 @@ def _loop(
         run.report(metrics)
     elif metrics.last.get("step") == start:
         run.averages.clear()  # the checkpoint is older than the line that told them
+    ended = False
     with tqdm(total=end, initial=start, disable=hidden, unit="step", mininterval=0.5) as bar:
         for step in range(start, end):
             loss, stopping = run.step(batches, step, interrupt)
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             bar.update()
+            ended = run.tell("step", {"loss": loss}) or ended
             # The checkpoint comes first: an evaluation that fails costs no training.
-            if stopping or run.saves_at(step + 1):
+            whole = (step + 1) % run.round_steps == 0
+            if whole and (stopping or ended or run.saves_at(step + 1)):
                 run.save(metrics)
-            if stopping:
+            if stopping and whole:
                 bar.close()
                 message = f"Stopped after step {step + 1} of {end}. {go_on(run.run_dir)}"
                 stop(stopping, message, shown=run.accelerator.is_main_process)
-            if run.reports_at(step + 1):
+            last = ended and whole
+            if last or run.reports_at(step + 1):
                 run.report(metrics)
-
-
-@dataclass
-class Progress:
-    """Counters that a checkpoint keeps: steps = updates of the weights + skipped."""
-
-    step: int = 0
-    updates: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+            if last:
+                return
 
 
 class _Run:
@@ -158,9 +168,12 @@ class _Run:
         accelerator: Accelerator,
         run_dir: Path,
         evaluate: Evaluate | None,
+        watch: Watch | None,
+        round_steps: int,
     ) -> None:
         self.config, self.module, self.accelerator = config, module, accelerator
         self.run_dir, self.evaluate = run_dir, evaluate
+        self.watch, self.round_steps = watch, round_steps
         module.to(accelerator.device)
         self.parameters = list(trainable_parameters(module).values())
         if not self.parameters:
@@ -219,7 +232,10 @@ class _Run:
         if finite:
             self.prepared_optimizer.step()
             self.schedule.step()
-            self.ema.step(self.parameters)
+            if self.config.ema_decay > 0:
+                self.ema.step(self.parameters)
+            else:  # no average: the present weights, to the last bit
+                torch._foreach_copy_(self.ema.shadow_params, self.parameters)
             progress.updates += 1
             progress.skipped_in_a_row = 0
         else:
@@ -249,8 +265,13 @@ class _Run:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled)
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step."""
-        return self._due(self.config.checkpoint_every, step)
+        """Whether a checkpoint is due after this step, the last one of a round."""
+        past = range(step - self.round_steps + 1, step + 1)
+        return any(self._due(self.config.checkpoint_every, at) for at in past)
+
+    def tell(self, event: Event, figures: dict[str, Any]) -> bool:
+        """Tell the watcher; whether it wants the run to end."""
+        return self.watch is not None and bool(self.watch(event, self.progress.step, figures))
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation is due after this step."""
@@ -284,6 +305,7 @@ class _Run:
             save_checkpoint(self.run_dir, self.progress.step, tensors, state, keep)
         self.accelerator.wait_for_everyone()
         self.saved_step = self.progress.step
+        self.tell("save", {})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written.
@@ -306,28 +328,22 @@ class _Run:
     def report(self, metrics: MetricsFile) -> None:
         """Evaluate if it is time, and write the line of this step."""
         step = self.progress.step
-        entry: dict[str, Any] = {"step": step, "loss": None, **self._means()}
+        entry: dict[str, Any] = {
+            "step": step,
+            "loss": None,
+            **self.averages.means(self.accelerator),
+        }
         entry["lr"] = rate_at(self.schedule, max(self.progress.updates - 1, 0))
         entry["skipped"] = self.progress.skipped
         speed = self.timed_steps / self.seconds if self.timed_steps else None
         entry["steps_per_second"] = speed and round(speed, 3)
         if self.evaluates_at(step):
             entry |= {f"eval/{name}": float(value) for name, value in self._evaluated().items()}
+        self.tell("log", entry)
         metrics.write(entry)
         self.accelerator.log({k: v for k, v in metrics.last.items() if v is not None}, step=step)
         self.averages.clear()
         self.seconds, self.timed_steps = 0.0, 0
-
-    def _means(self) -> dict[str, float]:
-        sums, counts = self.averages.sums, self.averages.counts
-        if self.accelerator.num_processes > 1 and sums:
-            names = sorted(sums)
-            rows = [[sums[name] for name in names], [float(counts[name]) for name in names]]
-            mine = torch.tensor(rows, device=self.accelerator.device)
-            everyone = cast(Tensor, self.accelerator.reduce(mine, "sum")).tolist()
-            sums = dict(zip(names, everyone[0], strict=True))
-            counts = dict(zip(names, everyone[1], strict=True))
-        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
     def _evaluated(self) -> dict[str, float]:
         """The evaluation's figures, under EMA weights; the weights and modes come back after."""

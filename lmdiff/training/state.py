@@ -6,6 +6,7 @@ Frozen weights (a language model) are rebuilt by the caller; a fingerprint tells
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -15,6 +16,16 @@ from lmdiff.errors import UserError
 from lmdiff.training.checkpoints import Checkpoint
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Counters that a checkpoint keeps: steps = updates of the weights + skipped."""
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

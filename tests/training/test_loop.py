@@ -465,3 +465,63 @@ def test_seeds_differ_by_seed_step_and_rank():
     assert len(seeds) == 800
     first = torch.randn(5, generator=noise_generator(1, 2, 3))
     assert torch.equal(first, torch.randn(5, generator=noise_generator(1, 2, 3, "cpu")))
+
+
+def test_no_average_is_the_present_weights_to_the_last_bit(tmp_path):
+    module = Toy()
+    config = make_config(ema_decay=0.0, learning_rate=0.3)
+    seen = []
+
+    def evaluate(module, step):
+        seen.append([p.clone() for p in module.parameters()])
+        return {}
+
+    train(config, module, batches, tmp_path, evaluate=evaluate, quiet=True)
+    saved = newest(tmp_path).tensors
+    for name, tensor in saved["ema"].items():
+        assert torch.equal(tensor, saved["module"][name])
+    for one, other in zip(seen[-1], module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_checkpoints_and_stops_wait_for_the_round_to_end(tmp_path, every):
+    config = make_config(max_steps=12, checkpoint_every=every, keep_checkpoints=9)
+    train(config, Toy(), batches, tmp_path / "whole", round_steps=3, quiet=True)
+    steps = [step for step, _ in list_checkpoints(tmp_path / "whole")]
+    assert sorted(steps) == ([3, 6, 9, 12] if every == 2 else [6, 12])
+
+    def interrupted(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batches(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Toy(), interrupted, tmp_path / "cut", round_steps=3, quiet=True)
+    assert newest(tmp_path / "cut").step == 6
+    train(config, Toy(), batches, tmp_path / "cut", round_steps=3, resume=True, quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    config = make_config(max_steps=13)
+    with pytest.raises(UserError, match="choose 12"):
+        train(config, Toy(), batches, tmp_path / "odd", round_steps=3, quiet=True)
+
+
+def test_a_watcher_sees_all_adds_figures_and_ends_the_run(tmp_path):
+    events = []
+
+    def watch(event, step, figures):
+        events.append((event, step))
+        if event == "log":
+            figures["tokens"] = 10 * step
+        return event == "step" and step == 7
+
+    config = make_config(checkpoint_every=5, log_every=4)
+    last = train(config, Toy(), batches, tmp_path, watch=watch, round_steps=2, quiet=True)
+    assert [e for e in events if e[0] != "step"] == [
+        ("log", 4),
+        ("save", 6),
+        ("save", 8),
+        ("log", 8),
+    ]
+    assert (last["step"], last["tokens"]) == (8, 80)
+    assert newest(tmp_path).step == 8
