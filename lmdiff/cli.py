@@ -27,6 +27,7 @@ from lmdiff.config import (
     TrainingConfig,
     from_dict,
     load_agent,
+    load_control_agent,
 )
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.resources import names
@@ -57,7 +58,7 @@ class Data:
     def run(self) -> int:
         from lmdiff.data.episodes import data_folder, dataset_id, load_or_generate
 
-        config = load_agent(self.agent).task
+        config = load_control_agent(self.agent).task
         episodes = load_or_generate(config, quiet=self.quiet)
         print(f"{episodes.steps:,} steps in {len(episodes.actions):,} episodes:")
         print(data_folder() / dataset_id(config))
@@ -294,7 +295,7 @@ def _train_default(words: Sequence[str]) -> Train:
 
 def _base_config(agent: str, resume: Path | None) -> AgentConfig:
     if resume is None:
-        return load_agent(agent)
+        return load_control_agent(agent)
     try:
         run = json.loads((resume / "run.json").read_text(encoding="utf-8"))
         return from_dict(AgentConfig, run["manifest"]["agent"])

@@ -7,15 +7,20 @@ The dataclasses live together, and import nothing heavy, so that `lmdiff --help`
 
 import dataclasses
 import difflib
+import json
 import tomllib
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lmdiff.errors import UserError
 from lmdiff.resources import find
+
+if TYPE_CHECKING:
+    from lmdiff.text.config import TextAgentConfig
 
 T = TypeVar("T")
 
@@ -189,17 +194,19 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def _checked(expected: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return from_dict(typing.cast(type, expected), value, path)
-    origin = typing.get_origin(expected)
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is types.UnionType:  # always `... | None`: TOML has no null, JSON does
+        return None if value is None else _checked(arguments[0], value, path)
+    if origin is tuple:
+        return _checked_tuple(arguments, value, path)
     if origin is Literal:
-        choices = typing.get_args(expected)
-        if value not in choices:
-            raise UserError(f"{path} = {value!r}: choose one of {', '.join(map(str, choices))}.")
+        if value not in arguments:
+            raise UserError(f"{path} = {value!r}: choose one of {', '.join(map(str, arguments))}.")
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{path} = {value!r}: expected a table.")
-        item_type = typing.get_args(expected)[1]
-        return {key: _checked(item_type, item, f"{path}.{key}") for key, item in value.items()}
+        return {key: _checked(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:
@@ -207,12 +214,23 @@ def _checked(expected: Any, value: Any, path: str) -> Any:
     return value
 
 
+def _checked_tuple(items: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{path} = {value!r}: expected a list.")
+    if items[-1] is Ellipsis:
+        items = items[:1] * len(value)
+    if len(value) != len(items):
+        raise UserError(f"{path} = {list(value)!r}: expected {len(items)} values.")
+    pairs = enumerate(zip(items, value, strict=True))
+    return tuple(_checked(item, given, f"{path}[{i}]") for i, (item, given) in pairs)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, ready for JSON or TOML."""
-    return dataclasses.asdict(config)
+    """The config as plain JSON values: what run.json gives back when it is read."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def load_agent(source: str | Path) -> AgentConfig:
+def load_agent(source: str | Path) -> "AgentConfig | TextAgentConfig":
     """Read an agent by name (`pointmaze-medium`) or by path (`my/agent.toml`).
 
     Raises:
@@ -223,4 +241,32 @@ def load_agent(source: str | Path) -> AgentConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
-    return from_dict(AgentConfig, {"name": path.stem} | values)
+    return agent_from_dict({"name": path.stem} | values)
+
+
+def agent_from_dict(values: Mapping[str, Any]) -> "AgentConfig | TextAgentConfig":
+    """An agent from its settings; `kind` says of which kind it is.
+
+    Raises:
+        UserError: a bad setting.
+    """
+    kind = values.get("kind", "control") if isinstance(values, Mapping) else "control"
+    if kind == "text":
+        from lmdiff.text.config import TextAgentConfig  # which imports this module
+
+        return from_dict(TextAgentConfig, values)
+    if kind != "control":
+        raise UserError(f"kind = {kind!r}: choose one of control, text.")
+    return from_dict(AgentConfig, {k: v for k, v in values.items() if k != "kind"})
+
+
+def load_control_agent(source: str | Path) -> AgentConfig:
+    """`load_agent` for what only agents that act can do.
+
+    Raises:
+        UserError: as `load_agent`, or the agent writes text.
+    """
+    config = load_agent(source)
+    if not isinstance(config, AgentConfig):
+        raise UserError(f"{config.name} writes text; this command is for agents that act.")
+    return config

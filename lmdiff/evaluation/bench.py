@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lmdiff.config import AgentConfig, load_agent
+from lmdiff.config import AgentConfig, load_control_agent
 from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
 from lmdiff.evaluation.results import write_result
@@ -63,7 +63,7 @@ def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
     try:
         pipe = load_pipeline(find_agent(command.agent))
     except UserError:
-        pipe = _untrained(load_agent(command.agent))
+        pipe = _untrained(load_control_agent(command.agent))
     settings = settings_of(pipe)
     observation = np.zeros((1, pipe.network.group_sizes[0]), np.float32)
     goal = pipe.encode_goal("go to the bottom right corner")
@@ -109,7 +109,7 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
     from lmdiff.tasks.pointmaze import PointMaze
     from lmdiff.training.imitation import ImitationBatch, ImitationModule
 
-    config = load_agent(command.agent)
+    config = load_control_agent(command.agent)
     task, size, horizon = (
         PointMaze(config.task.name),
         config.training.batch_size,
