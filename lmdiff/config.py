@@ -127,6 +127,8 @@ class TrainingConfig:
     lr_schedule: Literal["cosine", "constant_with_warmup", "linear"] = "cosine"
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    max_skipped: int = 20
+    """Steps in a row that are skipped for a loss or gradient that is not finite; one more stops."""
     ema_decay: float = 0.995
     mixed_precision: Literal["no", "bf16"] = "no"
     compile: bool = False

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -26,8 +24,10 @@ from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.pipelines.model_card import write_card
 from lmdiff.tasks.pointmaze import PointMaze
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
+from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import changed_fields, read_run
+from lmdiff.training.ranks import shard_of
 
 _NORMALIZER_WINDOWS = 4096
 _NO_RANK = 2**31  # the windows that fit the normaliser are no process's batch
@@ -46,7 +46,7 @@ def train_agent(
     """
     if resume:
         _check_resumable(config, run_dir)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = make_accelerator()
     with accelerator.main_process_first():
         episodes = load_or_generate(config.task, quiet=quiet or not accelerator.is_main_process)
     task, grammar = PointMaze(config.task.name), load_grammar(PointMaze.grammar)
@@ -69,8 +69,8 @@ def train_agent(
         # digits on what it is encoded with, and a resumed run must see the same ones.
         module.goal_encoder([phrase.text for phrase in phrases])
 
-    def batches(step: int) -> ImitationBatch:
-        which = config.training.seed, accelerator.process_index, step
+    def batches(number: int) -> ImitationBatch:
+        which = config.training.seed, 0, shard_of(accelerator, number)
         windows = sampler.batch(*which, config.training.batch_size)
         if goal_states is None:
             return ImitationBatch(windows, None)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.errors import UserError
 from lmdiff.training.checkpoints import list_checkpoints
+from lmdiff.training.launch import check_world_size, launch_state
 from lmdiff.training.manifest import check_same_run, describe_run, read_run
 from lmdiff.training.trackers import check_tracker
 
@@ -40,14 +42,7 @@ def check_config(config: TrainingConfig, round_steps: int = 1) -> None:
 
 def check_accelerator(config: TrainingConfig, accelerator: Accelerator) -> None:
     """Refuse a world size or a precision that is not what was asked for."""
-    expected = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != expected:
-        raise UserError(
-            f"{expected} processes were started, and Accelerate sees {accelerator.num_processes}: "
-            "each would train alone, into the same directory (accelerate#2741). Without a GPU, "
-            "start them by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
-            f"{expected} scripts/train.py AGENT`."
-        )
+    check_world_size(accelerator)
     if accelerator.mixed_precision not in ("no", config.mixed_precision):
         raise UserError(
             f"Accelerate was started with mixed precision {accelerator.mixed_precision!r}, and "
@@ -64,8 +59,7 @@ def open_run(
     resume: bool,
 ) -> dict[str, Any]:
     """What run.json shall hold; refuses a directory that does not fit. Writes nothing."""
-    accumulation = accelerator.gradient_accumulation_steps
-    new = describe_run(config, extras, accelerator.num_processes, accumulation)
+    new = describe_run(config, extras, launch_state(accelerator))
     if not resume:
         if list_checkpoints(run_dir):
             raise UserError(
@@ -79,8 +73,25 @@ def open_run(
             f"There is no run in {run_dir}: run.json is missing. Train without --resume."
         )
     check_same_run(run_dir, old, new)
-    resumed = {key: new[key] for key in ("started", "versions", "git_commit", "machine")}
+    resumed = {key: new[key] for key in ("started", "versions", "git_commit", "machine", "launch")}
     return {**new, "started": old["started"], "resumed": [*old.get("resumed", []), resumed]}
+
+
+def tell_skipped(config: TrainingConfig, step: int, fault: str, in_a_row: int) -> None:
+    """Warn of a step that changed nothing (the first of a row), or stop if there are too many.
+
+    Raises:
+        UserError: more than `max_skipped` in a row.
+    """
+    if in_a_row > config.max_skipped:
+        raise UserError(
+            f"Step {step}: {fault} is not finite, {in_a_row} steps in a row. The weights are as "
+            f"before; more than {config.max_skipped} are not skipped (--training.max-skipped). "
+            f"Try a lower --training.learning-rate (now {config.learning_rate:g}), a longer "
+            "--training.warmup-steps, --training.mixed-precision no; look for NaN in the data."
+        )
+    if in_a_row == 1:
+        warnings.warn(f"Step {step} is skipped: {fault} is not finite.", stacklevel=2)
 
 
 def go_on(run_dir: Path) -> str:

@@ -1,8 +1,8 @@
 """The training loop: one for imitation, offline and online RL, of plans and of text.
 
 What is learned is the module's business: its forward returns a loss. The loop knows steps,
-precision, EMA, checkpoints and signals. Batches and noise are pure functions of (seed, step, rank),
-so that a resumed run is, on a CPU, bit for bit the run that was never interrupted.
+precision, EMA, checkpoints and signals. Batches and noise are pure functions of seed and shard
+(ranks.py): a resumed run is, on a CPU, bit for bit the run that was never interrupted.
 """
 
 import dataclasses
@@ -22,11 +22,19 @@ from tqdm.auto import tqdm
 from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.errors import UserError
 from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from lmdiff.training.guards import check_accelerator, check_config, go_on, open_run
+from lmdiff.training.guards import (
+    check_accelerator,
+    check_config,
+    go_on,
+    open_run,
+    tell_skipped,
+)
 from lmdiff.training.interrupts import GracefulStop, stop
+from lmdiff.training.launch import make_accelerator
 from lmdiff.training.manifest import write_run
 from lmdiff.training.metrics import Averages, MetricsFile
 from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
+from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
 from lmdiff.training.state import (
     Progress,
@@ -37,7 +45,6 @@ from lmdiff.training.state import (
 )
 from lmdiff.training.trackers import tracking
 
-MAX_SKIPPED_IN_A_ROW = 20
 Evaluate = Callable[[nn.Module, int], dict[str, float]]
 Event = Literal["step", "save", "log"]
 Watch = Callable[[Event, int, dict[str, Any]], bool | None]
@@ -75,7 +82,8 @@ def train(
             same seed on all ranks, and build it the same way before a resume.
         batches: step -> this rank's batch. A pure function: a resume calls it from the middle.
             Where gradients are accumulated over n batches, it is called with step * n, then
-            step * n + 1, ...
+            step * n + 1, ... A function of `shard_of(accelerator, number)` alone makes two ranks
+            the same run as one rank that accumulates two.
         run_dir: gets run.json, metrics.jsonl and checkpoints/.
         accelerator: one of your own (other processes, accumulation); default: one is made.
         evaluate: (module with EMA weights, in eval mode; step) -> figures, logged as eval/NAME.
@@ -99,7 +107,7 @@ def train(
         SystemExit: the same for SIGTERM.
     """
     check_config(config, round_steps)
-    accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = accelerator or make_accelerator()
     check_accelerator(config, accelerator)
     description = open_run(config, run_dir, manifest or {}, accelerator, resume)
     run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps)
@@ -197,13 +205,15 @@ class _Run:
     ) -> tuple[float, int]:
         """One optimizer step: its loss, and the signal that some rank got (0: none)."""
         began = time.perf_counter()
-        seed, rank = self.config.seed, self.accelerator.process_index
+        seed, device = self.config.seed, self.accelerator.device
         accumulation = self.accelerator.gradient_accumulation_steps
         values: dict[str, float] = {}
+        broken = -1  # the last shard with a loss that is not finite
         for micro in range(step * accumulation, (step + 1) * accumulation):
-            seed_global(seed, micro, rank)
-            generator = noise_generator(seed, micro, rank, self.accelerator.device)
-            batch = send_to_device(batches(micro), self.accelerator.device)
+            shard = shard_of(self.accelerator, micro)
+            seed_global(seed, shard)
+            generator = noise_generator(seed, shard, device=device)
+            batch = send_to_device(batches(micro), device)
             with self.accelerator.accumulate(self.model):
                 with self._autocast():
                     out = self.forward(batch, generator)
@@ -213,23 +223,27 @@ class _Run:
             numbers = torch.stack([out[name].detach().float() for name in names]).tolist()
             for name, number in zip(names, numbers, strict=True):
                 values[name] = values.get(name, 0.0) + number / accumulation
+            broken = broken if math.isfinite(numbers[names.index("loss")]) else shard
         limit = self.config.gradient_clip or float("inf")
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         values["grad_norm"] = float(cast(Tensor, norm))
-        finite = math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
-        finite, stopping = self._agree(finite, interrupt.signal)
-        self._update(finite)
+        fault, stopping = self._agree(broken, values["grad_norm"], interrupt.signal)
         self.progress.step = step + 1
-        if finite:
+        self._update(fault)
+        if not fault:
             self.averages.add(values)
         self.seconds += time.perf_counter() - began
         self.timed_steps += 1
         return values["loss"], stopping
 
-    def _update(self, finite: bool) -> None:
+    def _update(self, fault: str) -> None:
         """Step the weights and their average, or leave both alone where something is not finite."""
         progress = self.progress
-        if finite:
+        if fault:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+            tell_skipped(self.config, progress.step, fault, progress.skipped_in_a_row)
+        else:
             self.prepared_optimizer.step()
             self.schedule.step()
             if self.config.ema_decay > 0:
@@ -238,26 +252,19 @@ class _Run:
                 torch._foreach_copy_(self.ema.shadow_params, self.parameters)
             progress.updates += 1
             progress.skipped_in_a_row = 0
-        else:
-            progress.skipped += 1
-            progress.skipped_in_a_row += 1
         self.prepared_optimizer.zero_grad()
-        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"The loss or its gradient was not finite {MAX_SKIPPED_IN_A_ROW} steps in a row "
-                f"(up to step {progress.step + 1}); the weights are as before. Try a lower "
-                f"--training.learning-rate (now {self.config.learning_rate:g}), a longer "
-                "--training.warmup-steps, --training.mixed-precision no; look for NaN in the data."
-            )
 
-    def _agree(self, finite: bool, signal_number: int) -> tuple[bool, int]:
-        """All ranks skip, or stop, where one does: else they would diverge, or wait for ever."""
-        if self.accelerator.num_processes == 1:
-            return finite, signal_number
-        mine = torch.tensor([[not finite, signal_number]], device=self.accelerator.device)
-        everyone = cast(Tensor, self.accelerator.gather(mine))
-        bad, stopping = everyone.max(dim=0).values.tolist()
-        return not bad, stopping
+    def _agree(self, broken: int, norm: float, signal_number: int) -> tuple[str, int]:
+        """What is not finite ('' if all is), and the signal that some rank got.
+
+        All ranks skip, or stop, where one does: else they would diverge, or wait for ever.
+        """
+        mine = [broken, not math.isfinite(norm), signal_number]
+        shard, bad_norm, stopping = gather_numbers(self.accelerator, mine).amax(0).int().tolist()
+        if shard >= 0:
+            rank = shard % self.accelerator.num_processes
+            return f"the loss of batch {shard} (rank {rank})", stopping
+        return "the gradient" if bad_norm else "", stopping
 
     def _autocast(self) -> torch.autocast:
         # Our own: Accelerate's precision is one for the whole process, and patches the forward.
@@ -293,19 +300,22 @@ class _Run:
         """Write a checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
-        if self.accelerator.is_main_process:
-            metrics.sync()
-            tensors = capture(self.module, self.ema, self.optimizer)
-            state = {
-                "progress": dataclasses.asdict(self.progress),
-                "averages": self.averages.state(),
-                "frozen": self.frozen,
-            }
-            keep = self.config.keep_checkpoints
-            save_checkpoint(self.run_dir, self.progress.step, tensors, state, keep)
-        self.accelerator.wait_for_everyone()
+        with raising_together(self.accelerator):
+            if self.accelerator.is_main_process:
+                self._write_checkpoint(metrics)
         self.saved_step = self.progress.step
         self.tell("save", {})
+
+    def _write_checkpoint(self, metrics: MetricsFile) -> None:
+        metrics.sync()
+        tensors = capture(self.module, self.ema, self.optimizer)
+        state = {
+            "progress": dataclasses.asdict(self.progress),
+            "averages": self.averages.state(),
+            "frozen": self.frozen,
+        }
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.run_dir, self.progress.step, tensors, state, keep)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written.

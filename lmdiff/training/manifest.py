@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "evaluate_every",
         "keep_checkpoints",
         "tracker",
+        "max_skipped",
         "batch_size",  # with a warning: see `warn_about_changes`
     }
 )
@@ -34,9 +35,9 @@ PACKAGES = ("lmdiff", "torch", "diffusers", "transformers", "accelerate", "peft"
 
 
 def describe_run(
-    config: TrainingConfig, extras: Mapping[str, Any], world_size: int, accumulation: int
+    config: TrainingConfig, extras: Mapping[str, Any], launch: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of run.json.
+    """The content of run.json; `launch` is what `launch_state` tells.
 
     Raises:
         UserError: `extras` holds what JSON cannot.
@@ -45,8 +46,9 @@ def describe_run(
         "config": to_dict(config),
         "manifest": dict(extras),
         "seed": config.seed,
-        "world_size": world_size,
-        "gradient_accumulation": accumulation,
+        "world_size": launch["processes"],
+        "gradient_accumulation": launch["gradient_accumulation"],
+        "launch": dict(launch),
         "versions": package_versions(),
         "git_commit": git_commit(),
         "machine": machine(),
@@ -125,10 +127,14 @@ def check_same_run(
 
 def warn_about_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Warn about what a resumed run may differ in, at the price of not being bit-identical."""
+    # Runs of before `launch` was written lack it: nothing is known of how they were started.
+    launch, launched = new["launch"], old.get("launch", new["launch"])
     pairs = {
         "world size": (old["world_size"], new["world_size"]),
         "batch size": (old["config"]["batch_size"], new["config"]["batch_size"]),
         "gradient accumulation": (old["gradient_accumulation"], new["gradient_accumulation"]),
+        "backend": (launched["backend"], launch["backend"]),
+        "device": (launched["device"], launch["device"]),
         "torch": (old["versions"].get("torch"), new["versions"].get("torch")),
         "number of threads": (old["machine"]["threads"], new["machine"]["threads"]),
     }

@@ -12,7 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from accelerate import Accelerator
+
 from lmdiff.training.files import write_text
+from lmdiff.training.ranks import gather_numbers
 
 
 class Averages:
@@ -30,6 +33,17 @@ class Averages:
             finite = math.isfinite(value)
             self.sums[name] = self.sums.get(name, 0.0) + (value if finite else 0.0)
             self.counts[name] = self.counts.get(name, 0) + finite
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over what all ranks have added; each of them must call it."""
+        sums, counts = self.sums, self.counts
+        if accelerator.num_processes > 1:
+            names = sorted(sums)  # the same ones on every rank: see `Trainable`
+            mine = [*(sums[name] for name in names), *(counts[name] for name in names)]
+            everyone = gather_numbers(accelerator, mine).sum(0).tolist()
+            sums = dict(zip(names, everyone[: len(names)], strict=True))
+            counts = dict(zip(names, everyone[len(names) :], strict=True))
+        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
     def state(self) -> dict[str, Any]:
         return {"sums": dict(self.sums), "counts": dict(self.counts)}

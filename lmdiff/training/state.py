@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a module, its EMA and its optimizer, as named tensors.
+"""What a checkpoint holds: counters; module, EMA and optimizer as named tensors.
 
 Only what training changes is kept: parameters that require a gradient, and persistent buffers.
 Frozen weights (a language model) are rebuilt by the caller; a fingerprint tells if they differ.
