@@ -1,7 +1,7 @@
 """Ranks over gloo on a CPU, as a program: python rank_program.py FOLDER.
 
 It forks groups of ranks, which import nothing again; each writes what it found to
-FOLDER/GROUP-RANK.json. This process trains nothing itself: autograd's threads do not survive a fork.
+FOLDER/GROUP-RANK.json. This process itself trains nothing: autograd does not survive a fork.
 """
 
 import faulthandler
