@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.errors import UserError
+from lmdiff.training.callbacks import Evaluate, Event, Watch
 from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from lmdiff.training.guards import (
     check_accelerator,
@@ -38,26 +39,13 @@ from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
 from lmdiff.training.state import (
     Progress,
+    averaged,
     capture,
     frozen_fingerprint,
     restore,
     trainable_parameters,
 )
 from lmdiff.training.trackers import tracking
-
-Evaluate = Callable[[nn.Module, int], dict[str, float]]
-Event = Literal["step", "save", "log"]
-Watch = Callable[[Event, int, dict[str, Any]], bool | None]
-
-
-class Trainable(Protocol):
-    """What `train` needs of a module: its forward. 'loss' is a differentiable scalar.
-
-    Further entries are scalar metrics, the same ones on every rank. All randomness is drawn from
-    `generator` (on the module's device) or from torch's global one; both are seeded at each step.
-    """
-
-    def __call__(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
 
 
 def train(
@@ -78,8 +66,8 @@ def train(
 
     Args:
         config: the budget and the optimizer's settings.
-        module: a `Trainable`. Its train/eval modes are left as they are; initialise it under the
-            same seed on all ranks, and build it the same way before a resume.
+        module: a `Trainable` (callbacks.py). Its train/eval modes are left as they are; initialise
+            it under the same seed on all ranks, and build it the same way before a resume.
         batches: step -> this rank's batch. A pure function: a resume calls it from the middle.
             Where gradients are accumulated over n batches, it is called with step * n, then
             step * n + 1, ... A function of `shard_of(accelerator, number)` alone makes two ranks
@@ -359,17 +347,8 @@ class _Run:
         """The evaluation's figures, under EMA weights; the weights and modes come back after."""
         if self.evaluate is None:
             return {}
-        modes = [(part, part.training) for part in self.module.modules()]
-        self.ema.store(self.parameters)
-        try:
-            self.ema.copy_to(self.parameters)
-            self.module.eval()
+        with averaged(self.module, self.ema), torch.no_grad():
             # Whatever it draws, a resumed run evaluates alike.
             rank = self.accelerator.process_index
             seed_global(self.config.seed, self.progress.step, rank, EVALUATION)
-            with torch.no_grad():
-                return self.evaluate(self.module, self.progress.step)
-        finally:
-            self.ema.restore(self.parameters)
-            for part, training in modes:
-                part.training = training
+            return self.evaluate(self.module, self.progress.step)

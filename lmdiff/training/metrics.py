@@ -6,11 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, cast
-
-import torch
-from accelerate import Accelerator
-from torch import Tensor
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 
@@ -35,7 +31,7 @@ class Averages:
             self.counts[name] = self.counts.get(name, 0) + finite
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over what all ranks have added; each of them must call it."""
+        """Over all steps and ranks, which must all call it; what was never finite is left out."""
         sums, counts = self.sums, self.counts
         if accelerator.num_processes > 1:
             names = sorted(sums)  # the same ones on every rank: see `Trainable`
@@ -50,18 +46,6 @@ class Averages:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Over all steps and ranks; a metric that was never finite is left out."""
-        sums, counts = self.sums, self.counts
-        if accelerator.num_processes > 1 and sums:
-            names = sorted(sums)
-            rows = [[sums[name] for name in names], [float(counts[name]) for name in names]]
-            mine = torch.tensor(rows, device=accelerator.device)
-            everyone = cast(Tensor, accelerator.reduce(mine, "sum")).tolist()
-            sums = dict(zip(names, everyone[0], strict=True))
-            counts = dict(zip(names, everyone[1], strict=True))
-        return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
     def clear(self) -> None:
         self.sums, self.counts = {}, {}

@@ -5,7 +5,8 @@ Frozen weights (a language model) are rebuilt by the caller; a fingerprint tells
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +74,22 @@ def restore(
         values.setdefault(index[name], {})[slot] = value
     # load_state_dict knows which slots stay on the CPU and which follow the parameter's device.
     optimizer.load_state_dict({**state, "state": values})
+
+
+@contextmanager
+def averaged(module: nn.Module, ema: EMAModel) -> Iterator[None]:
+    """While entered, the module has its EMA weights and is in eval mode."""
+    parameters = list(trainable_parameters(module).values())
+    modes = [(part, part.training) for part in module.modules()]
+    ema.store(parameters)
+    try:
+        ema.copy_to(parameters)
+        module.eval()
+        yield
+    finally:
+        ema.restore(parameters)
+        for part, training in modes:
+            part.training = training
 
 
 def frozen_fingerprint(module: nn.Module) -> str:

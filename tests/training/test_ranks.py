@@ -18,6 +18,7 @@ from lmdiff.training.metrics import read_metrics
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork")
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 def folder(tmp_path_factory):
     """What the ranks left: run folders, and a report of each rank."""
     path = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, PROGRAM, str(path)],
         capture_output=True,
