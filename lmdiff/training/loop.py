@@ -326,11 +326,8 @@ class _Run:
     def report(self, metrics: MetricsFile) -> None:
         """Evaluate if it is time, and write the line of this step."""
         step = self.progress.step
-        entry: dict[str, Any] = {
-            "step": step,
-            "loss": None,
-            **self.averages.means(self.accelerator),
-        }
+        entry: dict[str, Any] = {"step": step, "loss": None}
+        entry |= self.averages.means(self.accelerator)
         entry["lr"] = rate_at(self.schedule, max(self.progress.updates - 1, 0))
         entry["skipped"] = self.progress.skipped
         speed = self.timed_steps / self.seconds if self.timed_steps else None

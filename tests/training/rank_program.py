@@ -164,12 +164,13 @@ def one_rank(folder, report):
         folder / "toy-accumulating", accumulating, end=30, resume=True
     )
     accumulating.gradient_accumulation_steps = 1
-    _, report["warned"] = train_toy(folder / "toy", accumulating, end=25, resume=True)
+    shutil.copytree(folder / "toy", folder / "resumed")
+    _, report["warned"] = train_toy(folder / "resumed", accumulating, end=25, resume=True)
 
 
 def three_ranks(folder, report):
     accelerator = make_accelerator()
-    module, report["warned"] = train_toy(folder / "toy", accelerator, end=30, resume=True)
+    module, report["warned"] = train_toy(folder / "resumed", accelerator, end=30, resume=True)
     report["spread"] = spread(accelerator, module)
     report["processes"] = accelerator.num_processes
 

@@ -39,6 +39,11 @@ def folder(tmp_path_factory):
     return path
 
 
+# Toy counts its own forwards, of which each rank does half. A bias of attention's keys changes no
+# attention: its gradient is rounding alone, which Adam scales up to whole steps.
+NOT_COMPARED = {"steps", "goal_prior.key_value.bias"}
+
+
 def reports(folder, group):
     paths = sorted(folder.glob(f"{group}-*.json"))
     assert paths
@@ -48,8 +53,7 @@ def reports(folder, group):
 def parameters(run_dir):
     checkpoint = latest_checkpoint(run_dir)
     assert checkpoint is not None
-    # Toy counts its own forwards, which each rank does half of.
-    return {k: v for k, v in checkpoint.tensors["module"].items() if k != "steps"}
+    return {k: v for k, v in checkpoint.tensors["module"].items() if k not in NOT_COMPARED}
 
 
 def assert_close(one, other, tolerance=1e-5):
@@ -121,12 +125,12 @@ def test_resume_on_two_then_one_then_three_ranks(folder):
     for report in reports(folder, "three_ranks"):
         assert any("world size (1 before, 3 now)" in text for text in report["warned"])
         assert report["spread"] == 0
-    run = read_run(folder / "toy")
+    run = read_run(folder / "resumed")
     assert run is not None
     assert run["launch"]["processes"] == run["world_size"] == 3
     assert run["launch"]["backend"] == "gloo"
     assert [line["launch"]["processes"] for line in run["resumed"]] == [1, 3]
-    steps = [line["step"] for line in read_metrics(folder / "toy" / "metrics.jsonl")]
+    steps = [line["step"] for line in read_metrics(folder / "resumed" / "metrics.jsonl")]
     assert steps == sorted(set(steps))
     assert steps[-1] == 30
 
