@@ -237,7 +237,7 @@ class _Run:
             if self.config.ema_decay > 0:
                 self.ema.step(self.parameters)
             else:  # no average: the present weights, to the last bit
-                torch._foreach_copy_(self.ema.shadow_params, self.parameters)
+                torch._foreach_copy_(self.ema.shadow_params, tuple(self.parameters))
             progress.updates += 1
             progress.skipped_in_a_row = 0
         self.prepared_optimizer.zero_grad()
@@ -342,8 +342,7 @@ class _Run:
 
     def _evaluated(self) -> dict[str, float]:
         """The evaluation's figures, under EMA weights; the weights and modes come back after."""
-        if self.evaluate is None:
-            return {}
+        assert self.evaluate is not None
         with averaged(self.module, self.ema), torch.no_grad():
             # Whatever it draws, a resumed run evaluates alike.
             rank = self.accelerator.process_index
