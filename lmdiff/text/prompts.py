@@ -6,7 +6,7 @@ and other columns, which reward functions receive.
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,18 @@ def read_prompts(
         found.append(_checked(row, place, prompt_column, required))
     if not found:
         raise UserError(f"{source} has no prompts.")
+    return found
+
+
+def check_prompts(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The same check for rows that are there already: a list, or a `datasets.Dataset`.
+
+    Raises:
+        UserError: names the row that is wrong.
+    """
+    found = [_checked(dict(row), f"row {i}", "prompt", ()) for i, row in enumerate(rows, 1)]
+    if not found:
+        raise UserError("The data set has no prompts.")
     return found
 
 

@@ -13,6 +13,8 @@ from lmdiff.errors import UserError
 # hidden layers (dropout) draw from torch's global generator.
 # An evaluation has a stream of its own, so that one more or less changes nothing.
 NOISE, GLOBAL, EVALUATION = 0, 1, 2
+# Of reinforcement learning: completions, masks, and the order of prompts.
+ROLLOUT, MASKS, SHUFFLE = 3, 4, 5
 
 
 def derived_seed(seed: int, index: int, rank: int = 0, stream: int = NOISE) -> int:

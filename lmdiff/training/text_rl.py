@@ -1,0 +1,330 @@
+"""`TextRLTrainer`: reinforcement learning of text diffusion, with TRL's surface.
+
+    from lmdiff.text.rl_config import TextRLConfig
+    from lmdiff.training.text_rl import TextRLTrainer
+
+    def threes(prompts, completions, **columns):
+        return [text.count("3") / 8 for text in completions]
+
+    args = TextRLConfig(output_dir="runs/threes", max_completion_length=8, max_steps=40)
+    trainer = TextRLTrainer("runs/sudoku-sft", threes, args, [{"prompt": "write"}])
+    trainer.train()
+    trainer.save_model("runs/threes/agent")
+
+The loop is the project's (lmdiff/training/loop.py): this file gives it a module and batches.
+"""
+
+import copy
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+
+from lmdiff.algos.policy_loss import check_policy, needs_old, needs_reference
+from lmdiff.config import TrainingConfig, to_dict
+from lmdiff.denoisers.text_loading import load_text_model
+from lmdiff.denoisers.text_models import TextModelSpec, bert_spec, check_text_model
+from lmdiff.errors import UserError
+from lmdiff.pipelines.text_pipeline import TextPipeline
+from lmdiff.pipelines.text_sampling import SamplingSettings
+from lmdiff.text.prompts import Row, check_prompts, read_prompts
+from lmdiff.text.rewards import RewardFunction, check_weights, load_rewards
+from lmdiff.text.rl_config import TextRLConfig
+from lmdiff.training.loop import Event, train
+from lmdiff.training.seeds import MASKS, derived_seed
+from lmdiff.training.text_rl_logs import Callbacks, CompletionsLog, Signs
+from lmdiff.training.text_rl_module import TextRLBatch, TextRLModule, policy_config
+from lmdiff.training.text_rollouts import Rollouts, score_rows
+
+Rewards = str | RewardFunction | Sequence[str | RewardFunction]
+Dataset = str | Path | Iterable[Mapping[str, Any]]
+"""A .jsonl or .parquet file, the id of a data set, or rows (also a `datasets.Dataset`)."""
+
+
+class TextRLTrainer:
+    """Fine-tune a text diffusion model with rewards.
+
+    Args:
+        model: a `TextPipeline`; a folder that holds one (or a run folder); a transformers masked
+            language model, or its name. Models with other conventions (shifted logits, 4-D masks)
+            come as a `TextPipeline`, which states them.
+        reward_funcs: `f(prompts, completions, **columns) -> list[float | None]`, or names; one or
+            several. They get the data's other columns.
+        args: settings.
+        train_dataset: rows with a `prompt` and other columns.
+        eval_dataset: the same, for `evaluate`.
+        processing_class: tokenizer of a transformers model; one by name brings its own.
+        peft_config: train adapters (LoRA) instead of all weights.
+        callbacks: transformers' `TrainerCallback`s. They see on_train_begin, on_step_end, on_log,
+            on_evaluate, on_save and on_train_end; `control.should_training_stop` is obeyed.
+        accelerator: one of your own.
+        manifest: what else run.json should tell.
+
+    Raises:
+        UserError: settings that do not go together, a model or a data set that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | TextPipeline,
+        reward_funcs: Rewards,
+        args: TextRLConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        *,
+        accelerator: Accelerator | None = None,
+        manifest: Mapping[str, Any] | None = None,
+    ):
+        self.args = args = args or TextRLConfig()
+        check_policy(policy_config(args))
+        self.rewards = load_rewards(reward_funcs)
+        check_weights(self.rewards, args.reward_weights)
+        self._sampling(0.0)  # refuses what cannot be sampled
+        if train_dataset is None:
+            raise UserError("There are no prompts: give train_dataset=...")
+        self.train_rows = _rows(train_dataset)
+        self.eval_rows = None if eval_dataset is None else _rows(eval_dataset)
+        self.accelerator = accelerator or Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
+        if self.accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
+            raise UserError(
+                f"The accelerator accumulates {self.accelerator.gradient_accumulation_steps} "
+                f"batches, and gradient_accumulation_steps = {args.gradient_accumulation_steps}."
+            )
+        self.pipe = _with_adapters(_pipeline(model, processing_class), peft_config)
+        policy: nn.Module = self.pipe.model
+        adapted = isinstance(policy, PeftModel)
+        reference = None
+        if needs_reference(policy_config(args)) and not adapted:
+            reference = copy.deepcopy(policy).requires_grad_(False).eval()
+        self.module = TextRLModule(policy, _training_spec(self.pipe), args, reference)
+        self.module.to(self.accelerator.device)
+        self.rollouts = Rollouts(self.pipe, self.train_rows, self.rewards, args)
+        self.callbacks = Callbacks(callbacks, args, policy, self.pipe.tokenizer)
+        self.manifest = {"rl": to_dict(args), **(manifest or {})}
+        self._round: dict[int, list[TextRLBatch]] = {}
+        self._log = CompletionsLog(args, self.accelerator.is_main_process)
+        self._signs = Signs(args)
+
+    def train(
+        self, resume_from_checkpoint: bool | str | Path | None = None, *, quiet: bool = False
+    ) -> dict[str, Any]:
+        """Train for `args.max_steps` updates; returns the last line of metrics.jsonl.
+
+        Args:
+            resume_from_checkpoint: true, or the run's folder: go on from its newest whole
+                checkpoint. A resumed run is bit for bit (on a CPU) the uninterrupted one.
+            quiet: no progress bar.
+
+        Raises:
+            UserError: as `lmdiff.training.loop.train`; also a reward that fails, if the run is to
+                stop then. The checkpoints before stay.
+            KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        """
+        run_dir = Path(self.args.output_dir)
+        named = isinstance(resume_from_checkpoint, str | Path)
+        if named and Path(resume_from_checkpoint).resolve() != run_dir.resolve():
+            raise UserError(
+                f"resume_from_checkpoint = {resume_from_checkpoint}: a run goes on in its own "
+                f"folder, from its newest checkpoint. Set output_dir to it (now {run_dir})."
+            )
+        self._log.begin(run_dir, bool(resume_from_checkpoint))
+        self.callbacks.tell("on_train_begin", 0)
+        metrics = train(
+            training_config(self.args),
+            self.module,
+            self.batch,
+            run_dir,
+            accelerator=self.accelerator,
+            evaluate=None if self.eval_rows is None else lambda _, __: self.evaluate(),
+            watch=self._watch,
+            round_steps=self.args.num_iterations,
+            manifest=self.manifest,
+            resume=bool(resume_from_checkpoint),
+            quiet=quiet,
+        )
+        self.callbacks.tell("on_train_end", self.callbacks.state.global_step)
+        return metrics
+
+    def batch(self, number: int) -> TextRLBatch:
+        """Batch `number` of this rank. Called in order within a round of num_iterations updates."""
+        step, part = divmod(number, self.args.gradient_accumulation_steps)
+        round_number, iteration = divmod(step, self.args.num_iterations)
+        if iteration == 0:
+            parts = self.args.gradient_accumulation_steps
+            self._round[part] = self._new_round(round_number * parts + part)
+        return self._round[part][iteration]
+
+    @torch.no_grad()
+    def _new_round(self, number: int) -> list[TextRLBatch]:
+        """Roll out, and look at the roll-out through new masks for each of the updates."""
+        args, accelerator = self.args, self.accelerator
+        shard = number * accelerator.num_processes + accelerator.process_index
+        with torch.autocast(accelerator.device.type, torch.bfloat16, args.bf16):
+            rollout = self.rollouts(shard)
+        self._log.last = rollout
+        tokens = accelerator.reduce(torch.tensor(rollout.tokens, device=accelerator.device), "sum")
+        self.module.num_tokens += tokens  # type: ignore[operator]
+        batches = []
+        for iteration in range(args.num_iterations):
+            generator = torch.Generator(accelerator.device)
+            generator.manual_seed(derived_seed(args.seed, shard, iteration, MASKS))
+            draw = self.module.draw(rollout.x, rollout.step_map, generator)
+            # The first update is on-policy: the old policy is the present one.
+            compares = iteration > 0 and needs_old(self.module.config)
+            with torch.autocast(accelerator.device.type, torch.bfloat16, args.bf16):
+                old = self.module.table(rollout.x, draw) if compares else None
+            batches.append(
+                TextRLBatch(
+                    rollout.x, draw, rollout.advantages, rollout.known, old, rollout.figures
+                )
+            )
+        return batches
+
+    def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
+        """Rewards of the most probable completions (temperature 0) of the evaluation prompts.
+
+        Raises:
+            UserError: there are no prompts to evaluate on.
+        """
+        rows = self.eval_rows if eval_dataset is None else _rows(eval_dataset)
+        if rows is None:
+            raise UserError("There is nothing to evaluate on: give eval_dataset=...")
+        sums: dict[str, list[float]] = {}
+        for start in range(0, len(rows), self.args.per_device_train_batch_size):
+            part = rows[start : start + self.args.per_device_train_batch_size]
+            out = self.pipe([row["prompt"] for row in part], **self._sampling(0.0))
+            scores = score_rows(self.rewards, part, out.text, self.args)
+            named = {f"rewards/{name}/mean": v for name, v in scores.by_function.items()}
+            for name, values in {"reward": scores.total, **named}.items():
+                sums.setdefault(name, []).extend(v for v in values if v is not None)
+            sums.setdefault("completions/mean_length", []).extend(map(float, out.lengths.tolist()))
+        return {name: sum(v) / len(v) if v else math.nan for name, v in sums.items()}
+
+    def save_model(self, output_dir: str | Path) -> None:
+        """Save the pipeline, whole (adapters are merged); also the adapters alone, in `adapter`."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = Path(output_dir)
+        written = folder.with_name(f".{folder.name}-writing")
+        shutil.rmtree(written, ignore_errors=True)
+        model: Any = self.pipe.model
+        pipe = self.pipe
+        if isinstance(model, PeftModel):
+            pipe = _rebuilt(pipe, copy.deepcopy(model).merge_and_unload())
+        pipe.save_pretrained(written)
+        if isinstance(model, PeftModel):
+            model.save_pretrained(written / "adapter")
+        shutil.rmtree(folder, ignore_errors=True)
+        written.rename(folder)
+
+    def _sampling(self, temperature: float) -> dict[str, Any]:
+        args = self.args
+        settings = SamplingSettings(
+            generation_length=args.max_completion_length,
+            num_inference_steps=args.num_inference_steps,
+            block_length=args.block_length,
+            order=args.order,
+            temperature=temperature,
+        )
+        return {
+            "generation_length": settings.generation_length,
+            "num_inference_steps": settings.num_inference_steps or settings.generation_length,
+            "block_length": settings.block_length or settings.generation_length,
+            "order": settings.order,
+            "temperature": temperature,
+        }
+
+    def _watch(self, event: Event, step: int, figures: dict[str, Any]) -> bool:
+        if event == "log":
+            figures["num_tokens"] = int(self.module.num_tokens)
+            self._signs.look(figures)
+            self._log.write(step)
+            self.callbacks.tell("on_log", step, logs=figures)
+            evaluated = {k: v for k, v in figures.items() if k.startswith("eval/")}
+            if evaluated:
+                self.callbacks.tell("on_evaluate", step, metrics=evaluated)
+            return False
+        return self.callbacks.tell("on_step_end" if event == "step" else "on_save", step)
+
+
+def training_config(args: TextRLConfig) -> TrainingConfig:
+    """The loop's settings, by its own names."""
+    return TrainingConfig(
+        max_steps=args.max_steps,
+        batch_size=args.per_device_train_batch_size,
+        learning_rate=args.learning_rate,
+        warmup_steps=args.warmup_steps,
+        lr_schedule=args.lr_scheduler_type,
+        weight_decay=args.weight_decay,
+        gradient_clip=args.max_grad_norm,
+        ema_decay=args.ema_decay,
+        mixed_precision="bf16" if args.bf16 else "no",
+        checkpoint_every=args.save_steps,
+        keep_checkpoints=args.save_total_limit,
+        evaluate_every=args.eval_steps,
+        log_every=args.logging_steps,
+        tracker=args.report_to,
+        seed=args.seed,
+    )
+
+
+def _rows(source: Dataset) -> list[Row]:
+    return read_prompts(source) if isinstance(source, str | Path) else check_prompts(source)
+
+
+def _pipeline(
+    model: str | Path | PreTrainedModel | TextPipeline,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> TextPipeline:
+    if isinstance(model, TextPipeline):
+        return model
+    if isinstance(model, str | Path):
+        for folder in (Path(model), Path(model) / "agent"):
+            if (folder / "model_index.json").is_file():
+                return TextPipeline.from_pretrained(folder)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = load_text_model(str(model), "masked")
+    if tokenizer is None:
+        raise UserError("Which tokenizer does the model have? Give processing_class=...")
+    pipe = TextPipeline(model, tokenizer)
+    check_text_model(model, pipe.spec, len(tokenizer))
+    return pipe
+
+
+def _rebuilt(pipe: TextPipeline, model: Any) -> TextPipeline:
+    """The same pipeline around another model."""
+    settings = {k: v for k, v in pipe.config.items() if not k.startswith("_")}
+    settings = {k: v for k, v in settings.items() if k not in ("model", "tokenizer", "scheduler")}
+    return TextPipeline(model, pipe.tokenizer, pipe.scheduler, **settings)
+
+
+def _with_adapters(pipe: TextPipeline, peft_config: PeftConfig | None) -> TextPipeline:
+    if peft_config is None:
+        return pipe
+    return _rebuilt(pipe, get_peft_model(pipe.model, peft_config))
+
+
+def _training_spec(pipe: TextPipeline) -> TextModelSpec:
+    """With the head that a BERT is known to have: less to compute, the same numbers."""
+    model: Any = pipe.model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bert_spec(inner, pipe.spec.mask_id) if isinstance(inner, BertForMaskedLM) else pipe.spec

@@ -1,0 +1,130 @@
+"""What a person sees of RL on text: completions, callbacks, and warnings of careless settings."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+
+from lmdiff.text.rl_config import TextRLConfig
+from lmdiff.training.text_rollouts import Rollout
+
+
+class CompletionsLog:
+    """completions.jsonl in the run's folder, and a table if one is asked for."""
+
+    def __init__(self, args: TextRLConfig, writes: bool):
+        self.args, self.writes = args, writes
+        self.last: Rollout | None = None
+        self.path: Path | None = None
+        self._cut = False
+
+    def begin(self, run_dir: Path, resume: bool) -> None:
+        """Start the file anew, or go on with it."""
+        self.path, self._cut = run_dir / "completions.jsonl", resume
+        if self.writes and not resume:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, step: int) -> None:
+        """The last roll-out's first completions; nothing just after a resume."""
+        if self.last is None or self.path is None or not self.writes:
+            return
+        if self._cut:  # lines of a future that was lost: these steps come again
+            kept = [line for line in _lines(self.path) if json.loads(line)["step"] < step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            self._cut = False
+        rows = self._rows(step)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+        if self.args.log_completions:
+            Console().print(_table(step, rows))
+
+    def _rows(self, step: int) -> list[dict[str, Any]]:
+        assert self.last is not None
+        rollout = self.last
+        count = self.args.num_completions_to_print or self.args.num_generations
+        return [
+            {
+                "step": step,
+                "prompt": rollout.prompts[i],
+                "completion": rollout.completions[i],
+                "rewards": {name: v[i] for name, v in rollout.scores.by_function.items()},
+                "advantage": round(rollout.advantages[i].item(), 4),
+            }
+            for i in range(min(count, len(rollout.prompts)))
+        ]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _table(step: int, rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=f"Step {step}", show_lines=True)
+    names = list(rows[0]["rewards"])
+    for column in ("prompt", "completion", *names, "advantage"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        rewards = [row["rewards"][name] for name in names]
+        shown = ["" if value is None else f"{value:.3g}" for value in rewards]
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
+        table.add_row(prompt, row["completion"], *shown, f"{row['advantage']:.2f}")
+    return table
+
+
+CallbackEvent = Literal[
+    "on_train_begin", "on_step_end", "on_log", "on_evaluate", "on_save", "on_train_end"
+]
+
+
+class Callbacks:
+    """Calls transformers' callbacks. Their `args` is the `TextRLConfig`."""
+
+    def __init__(
+        self,
+        callbacks: Sequence[TrainerCallback],
+        args: TextRLConfig,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        self.callbacks, self.args = list(callbacks), args
+        self.state, self.control = TrainerState(max_steps=args.max_steps), TrainerControl()
+        self.given = {"model": model, "processing_class": tokenizer}
+
+    def tell(self, event: CallbackEvent, step: int, **figures: Any) -> bool:
+        """Call all; whether one of them wants the run to end."""
+        self.state.global_step = step
+        if "logs" in figures:
+            self.state.log_history.append({**figures["logs"], "step": step})
+        for callback in self.callbacks:
+            act = getattr(callback, event)
+            result = act(self.args, self.state, self.control, **self.given, **figures)
+            self.control = self.control if result is None else result
+        return self.control.should_training_stop
+
+
+class Signs:
+    """Warns, once each, of settings and signs that were measured to make a model worse."""
+
+    def __init__(self, args: TextRLConfig):
+        self.args = args
+        self.told: set[str] = set()
+
+    def look(self, figures: dict[str, Any]) -> None:
+        """Look at a line of metrics."""
+
+    def tell(self, name: str, message: str) -> None:
+        """Warn, if it was not told before."""
+        if name not in self.told:
+            self.told.add(name)
+            warnings.warn(message, stacklevel=2)
