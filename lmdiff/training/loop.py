@@ -237,7 +237,8 @@ class _Run:
             if self.config.ema_decay > 0:
                 self.ema.step(self.parameters)
             else:  # no average: the present weights, to the last bit
-                torch._foreach_copy_(self.ema.shadow_params, tuple(self.parameters))
+                with torch.no_grad():
+                    torch._foreach_copy_(self.ema.shadow_params, [*self.parameters])
             progress.updates += 1
             progress.skipped_in_a_row = 0
         self.prepared_optimizer.zero_grad()

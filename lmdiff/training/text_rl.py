@@ -230,7 +230,7 @@ class TextRLTrainer:
         pipe = self.pipe
         if isinstance(model, PeftModel):
             pipe = _rebuilt(pipe, copy.deepcopy(model).merge_and_unload())
-        pipe.save_pretrained(written)
+        pipe.save_pretrained(str(written))
         if isinstance(model, PeftModel):
             model.save_pretrained(written / "adapter")
         shutil.rmtree(folder, ignore_errors=True)
