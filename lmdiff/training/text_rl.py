@@ -43,7 +43,10 @@ from lmdiff.pipelines.text_sampling import SamplingSettings
 from lmdiff.text.prompts import Row, check_prompts, read_prompts
 from lmdiff.text.rewards import RewardFunction, check_weights, load_rewards
 from lmdiff.text.rl_config import TextRLConfig
-from lmdiff.training.loop import Event, train
+from lmdiff.training.callbacks import Event
+from lmdiff.training.launch import make_accelerator
+from lmdiff.training.loop import train
+from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import MASKS, derived_seed
 from lmdiff.training.text_rl_logs import Callbacks, CompletionsLog, Signs
 from lmdiff.training.text_rl_module import TextRLBatch, TextRLModule, policy_config
@@ -100,10 +103,10 @@ class TextRLTrainer:
             raise UserError("There are no prompts: give train_dataset=...")
         self.train_rows = _rows(train_dataset)
         self.eval_rows = None if eval_dataset is None else _rows(eval_dataset)
-        self.accelerator = accelerator or Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-        )
+        if accelerator is None:
+            accelerator = make_accelerator()
+            accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+        self.accelerator = accelerator
         if self.accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
             raise UserError(
                 f"The accelerator accumulates {self.accelerator.gradient_accumulation_steps} "
@@ -177,12 +180,12 @@ class TextRLTrainer:
     def _new_round(self, number: int) -> list[TextRLBatch]:
         """Roll out, and look at the roll-out through new masks for each of the updates."""
         args, accelerator = self.args, self.accelerator
-        shard = number * accelerator.num_processes + accelerator.process_index
-        with torch.autocast(accelerator.device.type, torch.bfloat16, args.bf16):
+        shard = shard_of(accelerator, number)
+        precision = torch.autocast(accelerator.device.type, torch.bfloat16, args.bf16)
+        with raising_together(accelerator), precision:
             rollout = self.rollouts(shard)
         self._log.last = rollout
-        tokens = accelerator.reduce(torch.tensor(rollout.tokens, device=accelerator.device), "sum")
-        self.module.num_tokens += tokens  # type: ignore[operator]
+        self.module.num_tokens += int(gather_numbers(accelerator, [rollout.tokens]).sum())
         batches = []
         for iteration in range(args.num_iterations):
             generator = torch.Generator(accelerator.device)
@@ -190,7 +193,7 @@ class TextRLTrainer:
             draw = self.module.draw(rollout.x, rollout.step_map, generator)
             # The first update is on-policy: the old policy is the present one.
             compares = iteration > 0 and needs_old(self.module.config)
-            with torch.autocast(accelerator.device.type, torch.bfloat16, args.bf16):
+            with precision:
                 old = self.module.table(rollout.x, draw) if compares else None
             batches.append(
                 TextRLBatch(
