@@ -33,13 +33,19 @@ def random_ranks(completion: Tensor, samples: int, generator: torch.Generator) -
 
 
 def _times(completion: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """[S, B], each uniform on [0, 1)."""
+    """[S, B], each uniform on [0, 1).
+
+    Over a row's copies they are stratified, and over the rows of a copy they are spread evenly: no
+    copy masks much more than another, so none needs more memory.
+    """
     batch, device = len(completion), completion.device
     jitter = torch.rand(samples, batch, generator=generator, device=device)
     if samples == 1:
         strata = torch.randperm(batch, generator=generator, device=device)[None]
         return ((strata + jitter) / max(batch, 1)).clamp_max(1 - 2**-24)
-    strata = torch.rand(samples, batch, generator=generator, device=device).argsort(0)
+    rows = torch.randperm(batch, generator=generator, device=device) * samples // max(batch, 1)
+    copies = torch.randperm(samples, generator=generator, device=device)[:, None]
+    strata = (rows + copies) % samples
     return ((strata + jitter) / samples).clamp_max(1 - 2**-24)
 
 

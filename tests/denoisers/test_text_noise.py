@@ -95,6 +95,17 @@ def test_exact_k_is_stratified():
     assert draw.masks.sum(-1).sort(0).values.T.tolist() == [list(range(1, 9))] * 3
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8, 24])
+def test_no_copy_masks_much_more_than_another(batch):
+    """What one graph holds at its most grows with the tokens that a copy asks for."""
+    single = exact_k_draw(one_length(128, batch), 1, seeded()).masks.sum((1, 2)).float()
+    for samples in (2, 8, 16):
+        totals = exact_k_draw(one_length(128, batch), samples, seeded()).masks.sum((1, 2))
+        assert (totals.float().mean() / batch - 64.5).abs() < 128 / samples
+        if batch > 1:
+            assert totals.max() <= single * (1.1 if batch >= 8 else 1.7)
+
+
 def test_a_single_sample_is_stratified_over_the_batch():
     draw = exact_k_draw(one_length(8, 8), 1, seeded())
     assert sorted(draw.masks.sum(-1)[0].tolist()) == list(range(1, 9))
