@@ -191,12 +191,18 @@ class Eval:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time one plan, one action or one training step, on one thread and on all."""
+    """Time a plan, an action, a training step; or text RL: its step, its memory, generation."""
 
-    what: Annotated[Literal["plan", "action", "train"], tyro.conf.Positional] = "plan"
-    agent: str = "pointmaze-medium"
-    """A trained agent, or the name of one to build untrained: weights do not change the times."""
-    repeats: int = 50
+    what: Annotated[
+        Literal["plan", "action", "train", "text-memory", "text-step", "generate"],
+        tyro.conf.Positional,
+    ] = "plan"
+    agent: str = ""
+    """A trained agent, or (plan, action, train; by default pointmaze-medium) the name of one to
+    build untrained: weights do not change the times. Of `generate`: a trained Sudoku agent, for
+    its quality as well; by default fresh weights, for speed alone."""
+    repeats: int | None = None
+    """Default: 50; of the text benches 7."""
     output: Path | None = None
     """Write the figures here too, as a file for docs/results."""
     json: bool = False

@@ -4,7 +4,8 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,19 +13,56 @@ import torch
 from lmdiff.config import AgentConfig, load_control_agent
 from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
-from lmdiff.evaluation.results import write_result
+from lmdiff.evaluation.bench_memory import text_memory
+from lmdiff.evaluation.bench_text import text_step
+from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 
 if TYPE_CHECKING:
     from lmdiff.cli import Bench
 
 _WARM_UP = 5
+T = TypeVar("T")
 
 
 def bench(command: "Bench") -> int:
-    """Time what the command names on one thread and on all; prints, and returns the exit code."""
-    if command.repeats < 1:
+    """Measure what the command names; prints, and returns the exit code."""
+    if command.repeats is not None and command.repeats < 1:
         raise UserError(f"--repeats {command.repeats}: at least 1 is needed.")
+    line, title, columns = f"lmdiff bench {command.what}", None, None
+    if command.what == "text-memory":
+        title, columns, rows = text_memory()
+    elif command.what == "text-step":
+        repeats = command.repeats or 7
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: text_step(repeats))
+    else:
+        command = replace(
+            command, agent=command.agent or "pointmaze-medium", repeats=command.repeats or 50
+        )
+        line += f" --agent {command.agent} --repeats {command.repeats}"
+        rows = _timings(command)
+    shown = columns or {key: key for key in rows[0]}
+    for row in rows:
+        print(" | ".join(format_value(row.get(key)) for key in shown))
+    if command.output is not None:
+        write_result(command.output, line, [0], rows, title=title, columns=columns)
+    if command.json:
+        print(json.dumps({"rows": rows}))
+    return 0
+
+
+def _on_one_thread(measure: Callable[[], T]) -> T:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return measure()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timings(command: "Bench") -> list[dict[str, Any]]:
+    """Of a plan, an action or a training step, on one thread and on all."""
     work, about = _train_step(command) if command.what == "train" else _inference(command)
     rows = []
     before = torch.get_num_threads()
@@ -34,15 +72,7 @@ def bench(command: "Bench") -> int:
             rows.append({"what": command.what, "threads": threads} | about | _time(work, command))
     finally:
         torch.set_num_threads(before)
-    for row in rows:
-        spread = f"{row['ms']['low']:.1f} to {row['ms']['high']:.1f}"
-        print(f"{row['what']:8} {row['threads']} thread(s): {row['ms']['mean']:.1f} ms ({spread})")
-    if command.output is not None:
-        line = f"lmdiff bench {command.what} --agent {command.agent} --repeats {command.repeats}"
-        write_result(command.output, line, [0], rows)
-    if command.json:
-        print(json.dumps({"rows": rows}))
-    return 0
+    return rows
 
 
 def _time(work: Callable[[], object], command: "Bench") -> dict[str, Any]:
@@ -50,7 +80,7 @@ def _time(work: Callable[[], object], command: "Bench") -> dict[str, Any]:
     for _ in range(_WARM_UP):
         work()
     times = []
-    for _ in range(command.repeats):
+    for _ in range(command.repeats or 1):
         began = time.perf_counter()
         work()
         times.append(1000 * (time.perf_counter() - began))

@@ -31,7 +31,7 @@ from lmdiff.algos.two_pass import recomputed, two_pass_backward, values
 from lmdiff.denoisers.masked_text import MaskedTextDenoiser
 from lmdiff.denoisers.text_models import bert_spec
 from lmdiff.errors import UserError
-from lmdiff.evaluation.bench_text import MASK, Size
+from lmdiff.evaluation.bench_text import MASK, Size, Table
 
 SAMPLES = (1, 2, 4, 8, 16)
 WAYS = ("recomputed", "two-pass", "one graph")
@@ -42,8 +42,8 @@ def text_memory(
     size: Size | None = None,
     samples: Sequence[int] = SAMPLES,
     objectives: Sequence[str] = OBJECTIVES,
-) -> list[dict[str, Any]]:
-    """Rows of the table: peak MiB by samples.
+) -> Table:
+    """Peak MiB by samples.
 
     The trainer's way for each objective, and for the last of them the other two ways as well.
     """
@@ -64,17 +64,11 @@ def text_memory(
             | {f"samples_{count}": round(peak, 1) for count, peak in peaks.items()}
             | {"start": round(start, 1), "ratio": round(many / few, 3)}
         )
-    return rows
-
-
-def columns(samples: Sequence[int] = SAMPLES) -> dict[str, str]:
-    """Headings of the table."""
-    counts = {f"samples_{n}": f"{n} sample{'s' * (n > 1)}, MiB" for n in samples}
-    return (
-        {"objective": "objective", "estimator": "estimator", "way": "way"}
-        | counts
-        | {"start": "before, MiB", "ratio": f"{samples[-1]} against {samples[0]}"}
-    )
+    title = "Peak memory (MiB) of one update of text RL, by Monte Carlo samples"
+    columns = {"objective": "objective", "estimator": "estimator", "way": "gradient"}
+    columns |= {f"samples_{n}": f"{n}" for n in samples}
+    columns |= {"start": "before the update", "ratio": f"{samples[-1]} against {samples[0]}"}
+    return title, columns, rows
 
 
 def _fresh_process(

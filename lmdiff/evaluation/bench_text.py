@@ -137,8 +137,21 @@ def _espo_loss(
     return -torch.minimum(ratio * advantages, bounded * advantages).mean()
 
 
-def text_step(repeats: int, size: Size | None = None) -> list[dict[str, Any]]:
-    """Rows of the table: median and middle half of CPU and wall seconds, each way in turn.
+Table = tuple[str, dict[str, str], list[dict[str, Any]]]
+"""A result's title, columns and rows (see results.py)."""
+
+COLUMNS = {
+    "method": "method",
+    "way": "computed",
+    "precision": "precision",
+    "cpu": "CPU time",
+    "wall": "wall time",
+    "ratio": "CPU time against the peers' way in fp32",
+}
+
+
+def text_step(repeats: int, size: Size | None = None) -> Table:
+    """Median and middle half of CPU and wall seconds, each way in turn.
 
     Raises:
         UserError: the ways do not compute one loss and gradient; then their times mean nothing.
@@ -146,6 +159,7 @@ def text_step(repeats: int, size: Size | None = None) -> list[dict[str, Any]]:
     size = size or Size()
     model = size.model()
     denoiser = MaskedTextDenoiser(model, bert_spec(model, MASK))
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
     rows = []
     for method, losses in cases(denoiser, size):
         difference = _difference(model, losses)
@@ -166,12 +180,16 @@ def text_step(repeats: int, size: Size | None = None) -> list[dict[str, Any]]:
                     "cpu": quartiles(seconds.cpu, "s"),
                     "wall": quartiles(seconds.wall, "s"),
                     "ratio": quartiles(
-                        [own / first for own, first in zip(seconds.cpu, timed[0].cpu, strict=True)]
+                        [a / b for a, b in zip(seconds.cpu, timed[0].cpu, strict=True)], "x"
                     ),
                     "difference": difference if precision == "fp32" else None,
                 }
             )
-    return rows
+    title = (
+        f"Loss and backward of text RL, one thread: BERT of {parameters:.1f}M parameters, "
+        f"batch {size.batch}, prompt {size.prompt}, completion {size.completion}"
+    )
+    return title, COLUMNS, rows
 
 
 def _autocast(precision: str) -> AbstractContextManager:
@@ -226,7 +244,7 @@ def in_turn(runs: Sequence[Callable[[], object]], repeats: int) -> list[Seconds]
     return times
 
 
-def quartiles(values: Sequence[float], unit: str = "") -> dict[str, Any]:
+def quartiles(values: Sequence[float], unit: str) -> dict[str, Any]:
     """Median and middle half."""
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {"mean": median, "low": low, "high": high, "unit": unit}
