@@ -76,7 +76,8 @@ class MaskedTextDenoiser(nn.Module):
         mask, asked = draw.masks[sample], draw.weights[sample] != 0
         seen = torch.where(mask, self.spec.mask_id, x.ids)
         attention = x.attention_mask.bool()
-        return token_log_probs(self.model, self.spec, seen, attention, x.ids, asked)
+        prompt = attention & ~x.completion_mask.bool()
+        return token_log_probs(self.model, self.spec, seen, attention, x.ids, asked, prompt)
 
     def token_losses(self, x: TextBatch, draw: TextDraw) -> Tensor:
         """[B, L] each token's part of the loss; their sum is `loss`.

@@ -34,9 +34,12 @@ class TextModelSpec:
     """The token that means "not yet written"."""
     pad_id: int
     """The token in places that the attention mask hides; its value changes nothing."""
-    attention: Literal["padding", "full4d"] = "padding"
+    attention: Literal["padding", "full4d", "prefix"] = "padding"
     """`padding`: the model takes a [B, L] mask and attends both ways (BERT, LLaDA). `full4d`: it
-    is causal unless it is given a [B, 1, L, L] mask (Dream, Llama-type classes)."""
+    is causal unless it is given a [B, 1, L, L] mask (Dream, Llama-type classes). `prefix`: it is
+    given such a mask, in which the prompt attends to the prompt alone. What it computes there then
+    does not depend on the completion, and is computed once a text (text_prefix.py). A model must
+    be trained as it is sampled."""
     shifted: bool = False
     """The logits at place i - 1 predict token i (Dream)."""
     positions: bool = True
@@ -44,12 +47,17 @@ class TextModelSpec:
     so relative, it does without."""
     head: str | None = None
     """Dotted name of a part from which on the model treats each place by itself, up to the logits
-    (`cls` in BERT, `head` in ModernBERT, `lm_head` in Llama). If given, training computes that
-    part only where it is asked for: less memory and time, the same numbers."""
+    (`cls` in BERT, `head` in ModernBERT, `lm_head` in Llama). If given, that part is computed only
+    where it is asked for: less memory and time, the same numbers."""
 
     def __post_init__(self):
-        if self.attention not in ("padding", "full4d"):
-            raise UserError(f"attention = {self.attention!r}: choose padding or full4d.")
+        if self.attention not in ("padding", "full4d", "prefix"):
+            raise UserError(f"attention = {self.attention!r}: choose padding, full4d or prefix.")
+        if self.attention == "prefix" and self.shifted:
+            raise UserError(
+                "attention = 'prefix' with shifted logits: the first token's stand in the prompt, "
+                "which would not see the completion. Use full4d."
+            )
         if self.mask_id == self.pad_id:
             raise UserError(
                 f"mask_id and pad_id are both {self.mask_id}: then a masked token cannot be told "
@@ -62,14 +70,19 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def _model_arguments(spec: TextModelSpec, mask: Tensor) -> dict[str, Tensor]:
+def _model_arguments(spec: TextModelSpec, mask: Tensor, prompt: Tensor | None) -> dict[str, Tensor]:
     arguments: dict[str, Tensor] = {}
     if spec.attention == "padding":
         arguments["attention_mask"] = mask.long()
     else:
+        seen = mask.bool()[:, None, :]
+        if spec.attention == "prefix":
+            if prompt is None:
+                raise UserError("attention = 'prefix': say which tokens are the prompt.")
+            seen = seen & (prompt.bool()[:, None, :] | ~prompt.bool()[:, :, None])
         # Padding sees itself: a row of attention that may look nowhere would be NaN.
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-        arguments["attention_mask"] = (mask.bool()[:, None, :] | itself)[:, None]
+        arguments["attention_mask"] = (seen | itself)[:, None]
     if spec.positions:
         arguments["position_ids"] = position_ids(mask)
     return arguments
@@ -90,11 +103,13 @@ def _sources(spec: TextModelSpec, mask: Tensor) -> Tensor:
     return torch.where(before >= 0, before, here)
 
 
-def _raw_logits(model: nn.Module, spec: TextModelSpec, ids: Tensor, mask: Tensor) -> Tensor:
-    return model(input_ids=ids, **_model_arguments(spec, mask)).logits
-
-
-def token_logits(model: nn.Module, spec: TextModelSpec, ids: Tensor, mask: Tensor) -> Tensor:
+def token_logits(
+    model: nn.Module,
+    spec: TextModelSpec,
+    ids: Tensor,
+    mask: Tensor,
+    prompt: Tensor | None = None,
+) -> Tensor:
     """Logits of what stands at each place.
 
     Args:
@@ -103,16 +118,52 @@ def token_logits(model: nn.Module, spec: TextModelSpec, ids: Tensor, mask: Tenso
         ids: [B, L] tokens, some of them `spec.mask_id`.
         mask: [B, L] bool or 0/1; true where there is a token, false where there is padding. Left
             and right padding give the same numbers as none.
+        prompt: [B, L] bool, where attention is `prefix`: tokens that do not see the others.
 
     Returns:
         [B, L, V] aligned with `ids`. The mask token's is -inf: it is never an answer.
     """
-    logits = _raw_logits(model, spec, ids, mask)
+    logits = model(input_ids=ids, **_model_arguments(spec, mask, prompt)).logits
     if spec.shifted:
         rows = torch.arange(len(ids), device=ids.device)[:, None]
         logits = logits[rows, _sources(spec, mask)]
+    return _without_mask_token(logits, spec)
+
+
+def _without_mask_token(logits: Tensor, spec: TextModelSpec) -> Tensor:
     never = torch.arange(logits.shape[-1], device=logits.device) == spec.mask_id
     return logits.masked_fill(never, float("-inf"))
+
+
+def logits_at(
+    model: nn.Module,
+    spec: TextModelSpec,
+    ids: Tensor,
+    mask: Tensor,
+    where: Tensor,
+    prompt: Tensor | None = None,
+    **arguments: Any,
+) -> Tensor:
+    """[N, V] what `token_logits` has at the N places of `where`, and computed only there.
+
+    Args:
+        model: as for `token_logits`.
+        spec: its conventions.
+        ids: [B, L] what the model reads.
+        mask: [B, L] where there is a token.
+        where: [B, L] bool.
+        prompt: as for `token_logits`.
+        arguments: of the model, in place of those that follow from `mask` and `prompt`.
+    """
+    rows, columns = where.nonzero(as_tuple=True)
+    places = rows, _sources(spec, mask)[rows, columns]
+    arguments = arguments or _model_arguments(spec, mask, prompt)
+    if spec.head is None:
+        logits = model(input_ids=ids, **arguments).logits[places]
+    else:
+        with _only_at(_part(model, spec.head), places):
+            logits = model(input_ids=ids, **arguments).logits[0]
+    return _without_mask_token(logits, spec)
 
 
 def _part(model: nn.Module, name: str) -> nn.Module:
@@ -142,7 +193,13 @@ def _only_at(head: nn.Module, places: tuple[Tensor, Tensor]) -> Iterator[None]:
 
 
 def token_log_probs(
-    model: nn.Module, spec: TextModelSpec, ids: Tensor, mask: Tensor, targets: Tensor, where: Tensor
+    model: nn.Module,
+    spec: TextModelSpec,
+    ids: Tensor,
+    mask: Tensor,
+    targets: Tensor,
+    where: Tensor,
+    prompt: Tensor | None = None,
 ) -> Tensor:
     """[B, L] log-probabilities of `targets` at the places `where`, and 0 elsewhere; differentiable.
 
@@ -156,19 +213,12 @@ def token_log_probs(
         mask: [B, L] where there is a token.
         targets: [B, L] what it should say; never the mask token at a place that is asked.
         where: [B, L] bool.
+        prompt: as for `token_logits`.
     """
-    rows, columns = where.nonzero(as_tuple=True)
-    places = rows, _sources(spec, mask)[rows, columns]
-    if spec.head is None:
-        logits = _raw_logits(model, spec, ids, mask)[places]
-    else:
-        with _only_at(_part(model, spec.head), places):
-            logits = _raw_logits(model, spec, ids, mask)[0]
+    logits = logits_at(model, spec, ids, mask, where, prompt)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    never = torch.arange(logits.shape[-1], device=logits.device) == spec.mask_id
-    logits = logits.masked_fill(never, float("-inf"))
-    values = -F.cross_entropy(logits, targets[rows, columns], reduction="none")
-    return values.new_zeros(where.shape).index_put((rows, columns), values)
+    values = -F.cross_entropy(logits, targets[where], reduction="none")
+    return values.new_zeros(where.shape).index_put(where.nonzero(as_tuple=True), values)
 
 
 @torch.no_grad()
@@ -187,11 +237,15 @@ def check_text_model(model: nn.Module, spec: TextModelSpec, vocab_size: int) -> 
     pads, none = torch.full_like(ids[:, :3], spec.pad_id), torch.zeros_like(ids[:, :3])
     was_training = model.training
     model.eval()
+
+    def logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return token_logits(model, spec, ids, mask, torch.zeros_like(mask))
+
     try:
-        plain = token_logits(model, spec, ids, full).softmax(-1)
+        plain = logits(ids, full).softmax(-1)
         other = torch.cat([ids[:, :-1], ids[:, :1]], 1)
-        later = token_logits(model, spec, other, full).softmax(-1)
-        left = token_logits(model, spec, torch.cat([pads, ids], 1), torch.cat([none, full], 1))
+        later = logits(other, full).softmax(-1)
+        left = logits(torch.cat([pads, ids], 1), torch.cat([none, full], 1))
     finally:
         model.train(was_training)
     # Far above what lower precision does, far below what a hidden token does.

@@ -17,9 +17,11 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmdiff.denoisers.text_models import TextModelSpec, token_logits
+from lmdiff.denoisers.text_models import TextModelSpec, logits_at
+from lmdiff.denoisers.text_prefix import PromptStates
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_sampling import (
+    Logits,
     Order,
     SamplingSettings,
     row_generators,
@@ -56,6 +58,7 @@ class TextPipeline(DiffusionPipeline):
         attention: how the model takes its attention mask, see `TextModelSpec`.
         shifted: whether its logits stand one place to the left, see `TextModelSpec`.
         positions: whether it takes position ids, see `TextModelSpec`.
+        head: the part that is computed only where tokens are asked for, see `TextModelSpec`.
         task: name of the task it was trained for.
         agent: name of the agent.
         evaluation: settings of a call by default, such as `generation_length`.
@@ -71,9 +74,10 @@ class TextPipeline(DiffusionPipeline):
         scheduler: BlockRefinementScheduler | None = None,
         mask_id: int | None = None,
         pad_id: int | None = None,
-        attention: Literal["padding", "full4d"] = "padding",
+        attention: Literal["padding", "full4d", "prefix"] = "padding",
         shifted: bool = False,
         positions: bool = True,
+        head: str | None = None,
         task: str = "",
         agent: str = "",
         evaluation: dict[str, Any] | None = None,
@@ -82,13 +86,14 @@ class TextPipeline(DiffusionPipeline):
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
         mask_id = _token("mask_id", mask_id, tokenizer.mask_token_id)
         pad_id = _token("pad_id", pad_id, tokenizer.pad_token_id)
-        self.spec = TextModelSpec(mask_id, pad_id, attention, shifted, positions)
+        self.spec = TextModelSpec(mask_id, pad_id, attention, shifted, positions, head)
         self.register_to_config(
             mask_id=mask_id,
             pad_id=pad_id,
             attention=attention,
             shifted=shifted,
             positions=positions,
+            head=head,
             task=task,
             agent=agent,
             evaluation=evaluation,
@@ -122,6 +127,7 @@ class TextPipeline(DiffusionPipeline):
         order: Order | None = None,
         temperature: float | None = None,
         threshold: float | None = None,
+        hide_later_blocks: bool | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> TextPipelineOutput:
         """Complete prompts. What is not given is as in `evaluation`, else as `SamplingSettings`.
@@ -134,6 +140,7 @@ class TextPipeline(DiffusionPipeline):
             order: which places are written first.
             temperature: of the tokens; 0 is deterministic.
             threshold: write more where the model is sure; see `SamplingSettings`.
+            hide_later_blocks: shorter sequences; see `SamplingSettings`.
             generator: one a row, or one that all rows' are seeded from.
 
         Raises:
@@ -146,6 +153,7 @@ class TextPipeline(DiffusionPipeline):
             "order": order,
             "temperature": temperature,
             "threshold": threshold,
+            "hide_later_blocks": hide_later_blocks,
         }
         settings = self._settings({key: v for key, v in given.items() if v is not None})
         if len(prompts) == 0:
@@ -161,7 +169,7 @@ class TextPipeline(DiffusionPipeline):
         self.model.eval()
         try:
             sampled = sample_tokens(
-                lambda ids, mask: token_logits(self.model, self.spec, ids, mask),
+                self._logits(ids, mask),
                 ids,
                 mask,
                 settings,
@@ -180,6 +188,11 @@ class TextPipeline(DiffusionPipeline):
             lengths=sampled.lengths,
             row_forwards=sampled.row_forwards,
         )
+
+    def _logits(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Logits:
+        if self.spec.attention == "prefix":
+            return PromptStates(self.model, self.spec, prompt_ids, prompt_mask)
+        return lambda ids, mask, where, rows: logits_at(self.model, self.spec, ids, mask, where)
 
     def _settings(self, given: dict[str, Any]) -> SamplingSettings:
         usual = dict(self.config["evaluation"] or {})

@@ -22,8 +22,9 @@ from torch import Tensor
 from lmdiff.errors import UserError
 
 Order = Literal["confidence", "entropy", "random", "left_to_right"]
-Logits = Callable[[Tensor, Tensor], Tensor]
-"""(ids [n, S], mask [n, S] bool) -> logits [n, S, V], each at its token."""
+Logits = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(ids [n, S], mask [n, S] bool, where [n, S] bool, rows [n]) -> logits [N, V] at the N places of
+`where`; `rows` tells which of the B prompts these are."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class SamplingSettings:
     """Write more than the schedule asks for where the model is sure. Order `entropy`: nats by which
     the places written in one step may depend on each other (EB-sampler, arXiv:2505.24857). Other
     orders: the drawn token's probability must be above it (Fast-dLLM, arXiv:2505.22618)."""
+    hide_later_blocks: bool = False
+    """The model does not see the masks of later blocks, as in diffusers' LLaDA2Pipeline: shorter
+    sequences, and another length than in training unless it was trained so."""
 
     def __post_init__(self):
         length, steps = self.generation_length, self.num_inference_steps
@@ -154,14 +158,18 @@ def sample_tokens(
                 break
             forwards += len(rows)
             # Rows that are done are left out of the batch: they cost nothing.
-            here = slice(start + first, start + last)
-            found = logits(ids[rows], mask[rows])[:, here].float()
-            barred = torch.zeros(found.shape[-1], dtype=torch.bool, device=device)
-            barred[[mask_id, *never]] = True
-            found = found.masked_fill(barred, float("-inf"))
-            if found.isnan().any():
-                raise UserError("The model's logits are not numbers (NaN). Is it trained?")
+            end = start + (last if settings.hide_later_blocks else length)
             sample = written[rows, first:last]
+            where = torch.zeros(len(rows), end, dtype=torch.bool, device=device)
+            where[:, start + first : start + last] = sample == mask_id
+            asked = logits(ids[rows, :end], mask[rows, :end], where, rows).float()
+            barred = torch.zeros(asked.shape[-1], dtype=torch.bool, device=device)
+            barred[[mask_id, *never]] = True
+            asked = asked.masked_fill(barred, float("-inf"))
+            if asked.isnan().any():
+                raise UserError("The model's logits are not numbers (NaN). Is it trained?")
+            found = asked.new_zeros(*sample.shape, asked.shape[-1])
+            found[sample == mask_id] = asked
             noise = None
             if settings.random and generators is not None:
                 noise = _noise([generators[i] for i in rows.tolist()], last - first, device)

@@ -216,7 +216,7 @@ def test_check_sees_a_wrong_spec(family, fields, names):
 def test_spec_refuses_nonsense():
     with pytest.raises(UserError, match="both 3"):
         TextModelSpec(3, 3)
-    with pytest.raises(UserError, match="padding or full4d"):
+    with pytest.raises(UserError, match="padding, full4d or prefix"):
         TextModelSpec(3, 4, attention="causal")  # pyright: ignore[reportArgumentType]
 
 

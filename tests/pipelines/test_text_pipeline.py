@@ -6,7 +6,13 @@ import torch
 from diffusers import BlockRefinementScheduler
 
 from lmdiff.denoisers.masked_text import MaskedTextDenoiser, TextBatch
-from lmdiff.denoisers.text_models import TextModelSpec, bert_model, llama_model, token_logits
+from lmdiff.denoisers.text_models import (
+    TextModelSpec,
+    bert_model,
+    bert_spec,
+    llama_model,
+    logits_at,
+)
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_pipeline import TextPipeline
 from lmdiff.pipelines.text_sampling import (
@@ -47,14 +53,14 @@ class Counted:
     def __init__(self, rule, vocabulary=6):
         self.rule, self.vocabulary, self.rows, self.seen = rule, vocabulary, [], []
 
-    def __call__(self, ids, mask):
+    def __call__(self, ids, mask, where, rows):
         self.rows.append(len(ids))
         self.seen.append(ids.clone())
-        return self.rule(ids)
+        return self.rule(ids)[where]
 
 
 def rule_of(table):
-    return lambda ids, mask=None: table[: ids.shape[1]].expand(len(ids), -1, -1)
+    return lambda ids: table[: ids.shape[1]].expand(len(ids), -1, -1)
 
 
 def sample(logits, settings, batch=1, prompt=2, **options):
@@ -114,9 +120,9 @@ def test_the_step_map_replays_what_the_model_saw(pipe):
     ids, mask = pipe.encode(PROMPTS)
     seen = []
 
-    def logits(ids, mask):
+    def logits(ids, mask, where, rows):
         seen.append(ids[:, -L:].clone())
-        return token_logits(pipe.model, pipe.spec, ids, mask)
+        return logits_at(pipe.model, pipe.spec, ids, mask, where)
 
     settings = SamplingSettings(L, num_inference_steps=4, order="entropy")
     result = sample_tokens(logits, ids, mask, settings, mask_id=pipe.spec.mask_id)
@@ -135,6 +141,44 @@ def test_later_blocks_are_seen_as_masks_and_the_schedule_is_even():
     assert masked == [10, 8, 6, 4, 2]
     assert (logits.seen[0][:, 2:] == 0).all()
     assert result.step_map[0].bincount().tolist() == [2, 2, 2, 2, 2]
+
+
+def test_later_blocks_can_be_hidden():
+    logits = Counted(rule_of(torch.randn(12, 6, generator=seeded(0))))
+    sample(logits, SamplingSettings(L, 5, block_length=4, hide_later_blocks=True))
+    assert [ids.shape[1] for ids in logits.seen] == [6, 6, 10, 10, 12]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_computing_only_what_is_asked_changes_no_text(pipe, temperature):
+    """The head at masked places alone; and, with prefix attention, the prompt only once."""
+    for attention in ("padding", "full4d", "prefix"):
+        settings = {"generation_length": L, "block_length": 5, "temperature": temperature}
+        plain, lean = (
+            TextPipeline(pipe.model, pipe.tokenizer, attention=attention, head=head)
+            for head in (None, bert_spec(pipe.model, 1).head)
+        )
+        first, second = (p(PROMPTS, generator=seeded(1), **settings) for p in (plain, lean))
+        assert torch.equal(first.ids, second.ids)
+        assert torch.equal(first.step_map, second.step_map)
+
+
+def test_reused_prompts_give_the_text_of_the_whole_model(pipe):
+    prefix = TextPipeline(pipe.model, pipe.tokenizer, attention="prefix")
+    ids, mask = prefix.encode(PROMPTS)
+    prompt = torch.arange(ids.shape[1] + L) < ids.shape[1]
+
+    def logits(ids, mask, where, rows):
+        return logits_at(prefix.model, prefix.spec, ids, mask, where, prompt.expand_as(mask))
+
+    settings = SamplingSettings(L, num_inference_steps=7, block_length=4, threshold=0.5)
+    whole = sample_tokens(logits, ids, mask, settings, mask_id=1, end_id=2, never=[0])
+    reused = prefix(
+        PROMPTS, generation_length=L, num_inference_steps=7, block_length=4, threshold=0.5
+    )
+    assert torch.equal(whole.ids, reused.ids)
+    assert torch.equal(whole.step_map, reused.step_map)
+    assert not torch.equal(pipe(PROMPTS, generation_length=L).ids, reused.ids)
 
 
 @pytest.mark.parametrize("length", range(1, 12))
@@ -238,7 +282,9 @@ def test_the_mask_token_is_never_written_however_likely():
     table[:, 0] = 100.0
     for temperature in (0.0, 5.0):
         settings = SamplingSettings(L, temperature=temperature)
-        result = sample(rule_of(table), settings, 3, generators=[seeded(i) for i in range(3)])
+        result = sample(
+            Counted(rule_of(table)), settings, 3, generators=[seeded(i) for i in range(3)]
+        )
         assert (result.ids != 0).all()
 
 
@@ -259,7 +305,7 @@ def test_impossible_tokens_are_not_drawn_at_the_very_ends():
 
 
 def test_a_random_order_is_uniform():
-    logits = rule_of(torch.zeros(6, 6))
+    logits = Counted(rule_of(torch.zeros(6, 6)))
     generators = row_generators(seeded(0), 3000)
     steps = sample(logits, SamplingSettings(4, order="random"), 3000, generators=generators)
     shares = steps.step_map.float().mean(0)
@@ -313,7 +359,7 @@ def test_sure_rows_do_not_wait_for_unsure_ones():
 
 def test_logits_that_are_not_numbers_are_an_error():
     with pytest.raises(UserError, match="not numbers"):
-        sample(rule_of(torch.full((6, 6), float("nan"))), SamplingSettings(4))
+        sample(Counted(rule_of(torch.full((6, 6), float("nan")))), SamplingSettings(4))
 
 
 @pytest.mark.parametrize(
@@ -414,7 +460,7 @@ def test_a_tokenizer_without_a_mask_token(pipe):
 @pytest.mark.parametrize("order", ["confidence", "entropy", "left_to_right"])
 def test_of_equal_places_the_leftmost_comes_first(order):
     table = torch.zeros(L + 2, 6)
-    result = sample(rule_of(table), SamplingSettings(L, order=order))
+    result = sample(Counted(rule_of(table)), SamplingSettings(L, order=order))
     assert result.step_map[0].tolist() == list(range(L))
 
 
