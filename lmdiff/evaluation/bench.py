@@ -13,10 +13,12 @@ import torch
 from lmdiff.config import AgentConfig, load_control_agent
 from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
+from lmdiff.evaluation.bench_generate import generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import text_memory
-from lmdiff.evaluation.bench_text import text_step
+from lmdiff.evaluation.bench_text import Table, text_step
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.pipelines.text_pipeline import TextPipeline
 
 if TYPE_CHECKING:
     from lmdiff.cli import Bench
@@ -36,6 +38,11 @@ def bench(command: "Bench") -> int:
         repeats = command.repeats or 7
         line += f" --repeats {repeats}"
         title, columns, rows = _on_one_thread(lambda: text_step(repeats))
+    elif command.what == "generate":
+        repeats = command.repeats or 7
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: _generate(command.agent, repeats))
+        line += f" --agent {command.agent}" if command.agent else ""
     else:
         command = replace(
             command, agent=command.agent or "pointmaze-medium", repeats=command.repeats or 50
@@ -59,6 +66,12 @@ def _on_one_thread(measure: Callable[[], T]) -> T:
         return measure()
     finally:
         torch.set_num_threads(before)
+
+
+def _generate(agent: str, repeats: int) -> Table:
+    if not agent:
+        return generate_speed(repeats)
+    return generate_sudoku(TextPipeline.from_pretrained(find_agent(agent)), repeats)
 
 
 def _timings(command: "Bench") -> list[dict[str, Any]]:
