@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from lmdiff.algos.policy_loss import OBJECTIVES
 from lmdiff.denoisers.masked_text import MaskedTextDenoiser
 from lmdiff.denoisers.text_models import bert_model, bert_spec
 from lmdiff.errors import UserError
-from lmdiff.evaluation import bench_text
+from lmdiff.evaluation import bench_memory, bench_text
 from lmdiff.evaluation.bench_generate import Calls, generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import WAYS, measure, text_memory
 from lmdiff.evaluation.bench_text import MASK, Size, cases, in_turn, text_step
@@ -65,11 +66,21 @@ def test_in_turn():
     assert [len(seconds.wall) for seconds in times] == [2, 2]
 
 
-def test_text_memory_in_a_fresh_process():
-    _, columns, rows = text_memory(TINY, samples=(2,), objectives=("bgpo",))
-    assert [row["way"] for row in rows] == list(WAYS)
-    assert set(columns) <= set(rows[0])
-    assert all(100 < row["start"] <= row["samples_2"] < 4000 for row in rows)
+def test_a_fresh_process_says_its_peak():
+    found = bench_memory._fresh_process(TINY, "bgpo", "elbo", "recomputed", 2)
+    assert 100 < found["start"] <= found["peak"] < 4000
+    with pytest.raises(UserError, match="--way magic"):
+        bench_memory._fresh_process(TINY, "bgpo", "elbo", "magic", 2)
+
+
+def test_text_memory(monkeypatch):
+    monkeypatch.setattr(
+        bench_memory, "_fresh_process", lambda *words: {"peak": 10.0 * words[-1], "start": 5.0}
+    )
+    _, columns, rows = text_memory(TINY)
+    assert [row["way"] for row in rows] == ["recomputed"] * len(OBJECTIVES) + list(WAYS[1:])
+    assert set(columns) == set(rows[0])
+    assert (rows[0]["samples_1"], rows[0]["samples_16"], rows[0]["ratio"]) == (10.0, 160.0, 16.0)
 
 
 @pytest.mark.parametrize("way", WAYS)
