@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 from torch import Tensor
-from transformers import BertForMaskedLM
 
 from lmdiff.denoisers.text_models import bert_model, bert_spec
 from lmdiff.errors import UserError
@@ -133,7 +132,7 @@ def _random_prompts(size: Size) -> list[str]:
 
 
 def _rows(
-    model: BertForMaskedLM, runs: dict[tuple[str, str], Sample], texts: int, repeats: int
+    model: torch.nn.Module, runs: dict[tuple[str, str], Sample], texts: int, repeats: int
 ) -> list[dict[str, Any]]:
     forwards, lengths = [], []
     for sample in runs.values():
