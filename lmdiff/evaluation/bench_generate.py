@@ -172,14 +172,14 @@ def generate_sudoku(pipe: TextPipeline, repeats: int, count: int = 128) -> Table
     length = CELLS
 
     def theirs(**settings: Any) -> Sample:
-        # The block grid begins at the prompt's start: one block holds everything.
+        # Its block grid begins at the prompt's start: the second block is the completion.
         return _llada2(
             model,
             prompts,
             pads,
             pipe.spec.mask_id,
             gen_length=length,
-            block_length=prompts.shape[1] + length,
+            block_length=prompts.shape[1],
             num_inference_steps=length,
             **settings,
         )
