@@ -18,7 +18,7 @@ from lmdiff.evaluation.bench_text import Size, Table, in_turn, quartiles
 from lmdiff.evaluation.intervals import wilson
 from lmdiff.pipelines.text_pipeline import TextPipeline
 from lmdiff.text.sudoku import CELLS, is_solved, puzzles
-from lmdiff.text.tokenizer import char_tokenizer, decode_completion
+from lmdiff.text.tokenizer import SPECIAL, char_tokenizer, decode_completion
 
 COLUMNS = {
     "sampler": "sampler",
@@ -69,7 +69,9 @@ def _llada2(model: Any, prompts: Tensor, pads: Tensor, mask_id: int, **settings:
 def generate_speed(repeats: int, size: Size | None = None) -> Table:
     """Tokens a second with fresh weights: the cost of a model call, by what is left out of it."""
     size = size or Size()
-    tokenizer = char_tokenizer("".join(chr(0x4E00 + i) for i in range(size.vocabulary - 6)))
+    tokenizer = char_tokenizer(
+        "".join(chr(0x4E00 + i) for i in range(size.vocabulary - len(SPECIAL)))
+    )
     torch.manual_seed(0)
     model = bert_model(
         len(tokenizer),
@@ -80,7 +82,7 @@ def generate_speed(repeats: int, size: Size | None = None) -> Table:
         size.heads,
     ).eval()
     # Neither the end nor what is never an answer: every row is written in full by every sampler.
-    model.cls.predictions.bias.data[:6] = -1e4
+    model.cls.predictions.bias.data[: len(SPECIAL)] = -1e4
     texts = _random_prompts(size)
     block, steps = size.completion // 4, size.completion // 8
     head = bert_spec(model, tokenizer.mask_token_id).head
@@ -127,7 +129,7 @@ def _random_prompts(size: Size) -> list[str]:
     generator = torch.Generator().manual_seed(0)
     # A prompt's last token is the separator, which the tokenizer adds.
     shape = size.batch, size.prompt - 1
-    letters = torch.randint(size.vocabulary - 6, shape, generator=generator)
+    letters = torch.randint(size.vocabulary - len(SPECIAL), shape, generator=generator)
     return ["".join(chr(0x4E00 + i) for i in row) for row in letters.tolist()]
 
 
