@@ -67,6 +67,11 @@ class Hops:
         """Usual displacement per environment step, in observation units."""
         return self.length / self.stride
 
+    @property
+    def splice_cost(self) -> float:
+        """Environment steps that a gap of one observation unit costs."""
+        return _SPLICE_COST / (self.speed or 1.0)  # 0: nothing moves, nothing is joined
+
     def _lengths(self, index: np.ndarray) -> np.ndarray:
         return np.linalg.norm(self.states[index + 1] - self.states[index], axis=1)
 
@@ -151,8 +156,7 @@ def shortest_routes(hops: Hops, goals: np.ndarray, splice_radius: float) -> Rout
     near = np.isfinite(gap)
     source = np.concatenate([recorded, np.broadcast_to(recorded[:, None], near.shape)[near]])
     target = np.concatenate([recorded + 1, useful[neighbour[near]]])
-    steps_per_unit = _SPLICE_COST / (hops.speed or 1.0)  # 0: nothing moves, nothing is joined
-    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * steps_per_unit
+    splice = np.concatenate([np.zeros(len(recorded)), gap[near]]) * hops.splice_cost
     # A neighbour may be the hop's own end: keep one edge a pair (csr_matrix would add them up).
     _, once = np.unique(source * count + target, return_index=True)
     # Edges are reversed, since distances are wanted *to* the goals.

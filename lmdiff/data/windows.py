@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from lmdiff.config import AgentConfig
@@ -22,9 +23,7 @@ from lmdiff.errors import UserError
 from lmdiff.goals.grammar import PlaceKey
 
 _WORDS_ALONE = 0.5  # share of the goals in words whose state is not told
-# Start and goal on two sides of a wall are rare, and the straight line between them is wrong.
-_NEAR_STARTS = 0.3
-_NEAREST_OF = 16
+_WAYS_OUT = 64  # recorded states near a start, of which the best one's hop is the first
 _WHOLE_ROUTES = 0.75  # share of the state goals that go the whole way to a route's end
 
 
@@ -79,19 +78,21 @@ class WindowSampler:
         seed = config.training.seed
         self.horizon = config.denoiser.horizon
         self.hops = cut_hops(episodes, config.denoiser.stride, seed)
+        self.splice_radius = config.data.splice_radius
         self.phrases = phrases
         self.words_fraction = config.data.words_fraction if phrases else 0.0
         count = len(self.hops.states)
         self.goals = np.arange(count)
         self._left = np.flatnonzero(self.hops.followed)  # states from where the recording goes on
-        self._moves = np.zeros(count, bool)
-        self._moves[self.hops.moving] = True
         self.routes: Routes | None = None
         if config.data.routes:
             rng = np.random.default_rng([seed, 1])
             ends = self.hops.moving + 1
             self.goals = rng.choice(ends, min(config.data.route_goals, len(ends)), replace=False)
-            self.routes = shortest_routes(self.hops, self.goals, config.data.splice_radius)
+            self.routes = shortest_routes(self.hops, self.goals, self.splice_radius)
+            self._useful = np.union1d(self.hops.moving, self.goals)
+            self._useful_tree = KDTree(self.hops.states[self._useful])
+            self._ways_out = np.arange(1, min(_WAYS_OUT, len(self._useful)) + 1)
         # Hops recorded before each state, for windows without routes.
         starts = np.flatnonzero(np.concatenate([[True], ~self.hops.followed[:-1]]))
         lead = starts[np.searchsorted(starts, np.arange(count), side="right") - 1]
@@ -137,15 +138,16 @@ class WindowSampler:
         routes = self.routes
         assert routes is not None
         size, goal_nodes = len(goals), self.goals[goals]
-        starts = self._draw_starts(rng, goal_nodes)
-        unreachable = ~np.isfinite(routes.steps_to_goal[goals, starts])
-        starts[unreachable] = goal_nodes[unreachable]
+        starts = rng.choice(self._left, size)
+        # What was done at the start itself may lead elsewhere, or nowhere: a window sets out as
+        # the best of its neighbours did.
+        gap, neighbour = self._useful_tree.query(self.hops.states[starts], k=self._ways_out)
+        near = self._useful[neighbour]
+        cost = routes.steps_to_goal[goals[:, None], near] + gap * self.hops.splice_cost
+        cost[gap > np.maximum(self.splice_radius, gap[:, :1])] = np.inf
+        best = np.arange(size), cost.argmin(1)
         nodes = np.empty((size, self.horizon), np.int64)
-        # One hop in: from there on every hop is chosen. The first one is just what was recorded.
-        nodes[:, 0] = routes.following[goals, starts]
-        # Who rests (in a corner, say) sets out from there as a neighbour that moves did.
-        away = ~self._moves[starts] & self._moves[nodes[:, 0]]
-        origins = np.where(away, starts, nodes[:, 0])
+        nodes[:, 0] = np.where(np.isfinite(cost[best]), near[best], goal_nodes)
         for i in range(1, self.horizon):
             nodes[:, i] = routes.following[goals, nodes[:, i - 1]]
         remaining = routes.steps_to_goal[goals[:, None], nodes]
@@ -158,14 +160,7 @@ class WindowSampler:
         last = nodes[np.arange(size), np.minimum(length, self.horizon - 1)]
         remaining = remaining - np.where(cut, routes.steps_to_goal[goals, last], 0.0)[:, None]
         ends = np.where(cut, last, goal_nodes)
-        return self._stop(rng, nodes, origins, ends, length, remaining, cut)
-
-    def _draw_starts(self, rng: np.random.Generator, goals: np.ndarray) -> np.ndarray:
-        """[B] states to set out from, some of them near the goal, perhaps behind a wall."""
-        near = rng.random(len(goals)) < _NEAR_STARTS
-        drawn = rng.choice(self._left, (len(goals), _NEAREST_OF))
-        gaps = np.linalg.norm(self.hops.states[drawn] - self.hops.states[goals][:, None], axis=-1)
-        return np.where(near, drawn[np.arange(len(goals)), gaps.argmin(1)], drawn[:, 0])
+        return self._stop(rng, nodes, starts, ends, length, remaining, cut)
 
     def _along_recordings(
         self, rng: np.random.Generator, goals: np.ndarray, in_words: np.ndarray

@@ -57,7 +57,7 @@ class FlowMatching:
 
     def weight(self, level: Tensor) -> Tensor | float:
         """Weight of the velocity's squared error: for `sample`, it makes it the sample's."""
-        return level.clamp_min(_MIN_LEVEL) ** 2 if self.prediction == "sample" else 1.0
+        return level.clamp_min(_MIN_LEVEL) ** 2 / level.clamp_min(0.05) if self.prediction == "sample" else 1.0
 
     def scheduler(self) -> Any:
         """The default sampler.
@@ -65,7 +65,7 @@ class FlowMatching:
         Its config also says `flow_prediction`, so that
         `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)` samples the same flow.
         """
-        scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=1.0)
+        scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=0.3)
         scheduler.register_to_config(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,

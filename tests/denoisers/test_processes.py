@@ -198,7 +198,7 @@ def test_the_best_loss_is_the_variance_left(process, prediction, level, generato
     left = beliefs(process, torch.zeros(4), torch.full((4,), level), torch.zeros(4), SPREAD)[2]
     # Given xt, everything is linear in x0: v = xt / t - x0 / t for flow, and so on.
     if process == "flow":
-        weight = max(level, 0.02) ** 2 if prediction == "sample" else 1.0
+        weight = max(level, 0.02) ** 2 / max(level, 0.05) if prediction == "sample" else 1.0
         left = weight * left / level**2
     else:
         left = left * {"sample": 1.0, "epsilon": (a / b) ** 2, "velocity": 1 / b**2}[prediction]
