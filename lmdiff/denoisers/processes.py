@@ -25,6 +25,10 @@ TRAIN_TIMESTEPS = 1000
 
 # The velocity of an almost clean sample is its tiny error over a tiny time: bounded from below.
 _MIN_LEVEL = 0.02
+_FULL_WEIGHT = 0.05  # level below which the weight grows no further
+# Sampling steps more densely where little noise is left (Esser et al., arXiv:2403.03206, with a
+# shift above 1, do the opposite for large images).
+_SHIFT = 0.3
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,14 @@ class FlowMatching:
         return (2 * level - 1) / power * xt + output * power.rsqrt()
 
     def weight(self, level: Tensor) -> Tensor | float:
-        """Weight of the velocity's squared error: for `sample`, it makes it the sample's."""
-        return level.clamp_min(_MIN_LEVEL) ** 2 / level.clamp_min(0.05) if self.prediction == "sample" else 1.0
+        """Weight of the velocity's squared error: for `sample`, the sample's over the level.
+
+        Without "over the level", small noise hardly counts, and what it teaches is never learnt:
+        large plans cut through walls, and from 0.2 units of noise the network made 0.9.
+        """
+        if self.prediction != "sample":
+            return 1.0
+        return level.clamp_min(_MIN_LEVEL) ** 2 / level.clamp_min(_FULL_WEIGHT)
 
     def scheduler(self) -> Any:
         """The default sampler.
@@ -65,7 +75,7 @@ class FlowMatching:
         Its config also says `flow_prediction`, so that
         `DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)` samples the same flow.
         """
-        scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=0.3)
+        scheduler = FlowMatchEulerDiscreteScheduler(TRAIN_TIMESTEPS, shift=_SHIFT)
         scheduler.register_to_config(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
