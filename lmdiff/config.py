@@ -97,6 +97,9 @@ class DataConfig:
     """Goal states for which routes are kept."""
     splice_radius: float = 0.5
     """States this close (observation units) may be joined; the gap costs travel time."""
+    recorded_hops: int = 16_384
+    """Recorded pairs of states, a stride apart, that are kept with the agent: plans are moved to the
+    nearest ones; 0 keeps none."""
     words_fraction: float = 0.3
     """Share of the windows whose goal is said in words; half of them are not given its state."""
     phrases: int = 3000
@@ -147,10 +150,12 @@ class TrainingConfig:
 class EvaluationConfig:
     """Sampling settings and the size of an evaluation."""
 
-    num_inference_steps: int = 5
+    num_inference_steps: int = 8
     guidance_scale: float = 1.0
     """Weight of the goal against none. On validation phrases, 1.0 and 1.5 reach the same (142 and
     140 of 150), and 1.0 takes half the time."""
+    projection_steps: int = 8
+    """Times that a plan is moved to the nearest recorded hops; 0: it stays as it was denoised."""
     episodes: int = 100
     """Episodes per kind of goal (true, held-out, shuffled, ...)."""
     seed: int = 1000

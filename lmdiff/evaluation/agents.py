@@ -66,7 +66,7 @@ def _check_complete(pipe: GoalPipeline, folder: Path) -> None:
     Raises:
         ValueError: names what is missing.
     """
-    for name in ("network", "normalizer", "known_goals"):
+    for name in ("network", "normalizer", "known_goals", "recorded_hops"):
         module = pipe.components[name]
         if module is None:
             continue
@@ -86,16 +86,20 @@ def settings_of(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     role: str = "planner",
+    projection_steps: int | None = None,
 ) -> Settings:
     """The agent's own settings, with what is not None in their place."""
     own = pipe.config["evaluation"] or {}
     settings = Settings(
         num_inference_steps=own.get("num_inference_steps", 5),
         guidance_scale=own.get("guidance_scale", 1.0),
+        projection_steps=own.get("projection_steps", 8),
         role=role,
     )
     if num_inference_steps is not None:
         settings = replace(settings, num_inference_steps=num_inference_steps)
     if guidance_scale is not None:
         settings = replace(settings, guidance_scale=guidance_scale)
+    if projection_steps is not None:
+        settings = replace(settings, projection_steps=projection_steps)
     return settings

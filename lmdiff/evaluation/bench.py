@@ -124,6 +124,7 @@ def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
             observation=observation,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
+            projection_steps=settings.projection_steps,
         )
 
     def action() -> object:

@@ -65,6 +65,7 @@ class Settings:
 
     num_inference_steps: int = 5
     guidance_scale: float = 1.0
+    projection_steps: int = 8
     role: str = "planner"
     """`planner`, or `policy` to act without plans."""
 
@@ -186,6 +187,7 @@ def _plan(
         observation=np.stack([episodes[i].observation for i in lost]),
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
+        projection_steps=settings.projection_steps,
         generator=generator,
     )
     milliseconds = 1000 * (time.perf_counter() - began)

@@ -22,6 +22,7 @@ from lmdiff.data.normalizer import Normalizer
 from lmdiff.denoisers.contract import Condition
 from lmdiff.denoisers.goal_prior import GoalPrior
 from lmdiff.denoisers.network import TrajectoryTransformer
+from lmdiff.denoisers.recorded_hops import RecordedHops
 from lmdiff.denoisers.trajectory import TrajectoryDenoiser
 from lmdiff.errors import UserError
 from lmdiff.goals.encoder import GoalEncoder, GoalTokens
@@ -52,6 +53,7 @@ class GoalPipeline(DiffusionPipeline):
         scheduler: a diffusers scheduler of the network's noise process.
         goal_prior: imagines a goal state for words; None: the planner hears words alone.
         known_goals: refuses what was not taught; None understands everything.
+        recorded_hops: what plans are moved to; None leaves them as they were denoised.
         stride: environment steps between two steps of a plan.
         hop_length: usual distance between two steps of a plan, in observation units.
         task: name of the task it was trained for.
@@ -60,7 +62,7 @@ class GoalPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "goal_encoder->goal_prior->network"
-    _optional_components = ["goal_prior", "known_goals"]  # noqa: RUF012 (diffusers reads a list)
+    _optional_components = ["goal_prior", "known_goals", "recorded_hops"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class GoalPipeline(DiffusionPipeline):
         scheduler: Any,
         goal_prior: GoalPrior | None = None,
         known_goals: KnownGoals | None = None,
+        recorded_hops: RecordedHops | None = None,
         stride: int = 1,
         hop_length: float = 1.0,
         task: str = "",
@@ -84,6 +87,7 @@ class GoalPipeline(DiffusionPipeline):
             scheduler=scheduler,
             goal_prior=goal_prior,
             known_goals=known_goals,
+            recorded_hops=recorded_hops,
         )
         self.register_to_config(
             stride=stride, hop_length=hop_length, task=task, agent=agent, evaluation=evaluation
@@ -134,6 +138,7 @@ class GoalPipeline(DiffusionPipeline):
         goal_state: ArrayLike | None = None,
         num_inference_steps: int = 5,
         guidance_scale: float = 1.0,
+        projection_steps: int = 8,
         generator: torch.Generator | None = None,
     ) -> GoalPipelineOutput:
         """Plan from observations [B, observation] (or one) towards B goals (or one).
@@ -144,6 +149,7 @@ class GoalPipeline(DiffusionPipeline):
             goal_state: the goal as a state, instead of words or besides.
             num_inference_steps: denoising steps; more are slower and more precise.
             guidance_scale: weight of the goal (classifier-free guidance); 1 is none.
+            projection_steps: times that plans are moved to the nearest recorded hops.
             generator: for reproducible plans.
 
         Raises:
@@ -184,14 +190,22 @@ class GoalPipeline(DiffusionPipeline):
         first = (there.int().argmax(1) + 1).clamp_max(there.shape[1] - 1)
         arrival = torch.where(there.any(1), first, there.shape[1])
         observations, goals = values[..., : now.shape[1]], None
+        steps = torch.arange(there.shape[1], device=values.device)
+        after = steps >= arrival[:, None]
         if condition.state is not None:
             goals = self.normalizer.decode_part(condition.state)
             if condition.state_given is not None:
                 goals = torch.where(condition.state_given[:, None], goals, torch.nan)
             # A plan that arrives, arrives at the very goal that it was given.
-            steps = torch.arange(there.shape[1], device=values.device)
-            ends = (steps >= arrival[:, None])[..., None] & goals.isfinite().all(-1)[:, None, None]
+            ends = after[..., None] & goals.isfinite().all(-1)[:, None, None]
             observations = torch.where(ends, goals[:, None], observations)
+        if self.recorded_hops is not None:
+            fixed = after | (steps == 0)
+            plan = self._encode_observation(observations)
+            plan = self.recorded_hops.attract(plan, fixed, projection_steps)
+            observations = torch.where(
+                fixed[..., None], observations, self.normalizer.decode_part(plan)
+            )
         return GoalPipelineOutput(
             observations=observations.cpu().numpy(),
             remaining=remaining.cpu().numpy(),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -13,7 +14,9 @@ from lmdiff.data.episodes import load_or_generate
 from lmdiff.data.goal_states import GoalStateSampler
 from lmdiff.data.hindsight import HindsightPhrases
 from lmdiff.data.normalizer import Normalizer
+from lmdiff.data.routes import Hops
 from lmdiff.data.windows import WindowSampler
+from lmdiff.denoisers.recorded_hops import RecordedHops
 from lmdiff.errors import UserError
 from lmdiff.evaluation.language import draw_trials, run_trials
 from lmdiff.evaluation.rollout import Settings
@@ -57,7 +60,9 @@ def train_agent(
     set_seed(config.training.seed)
     sample = sampler.batch(config.training.seed, _NO_RANK, 0, _NORMALIZER_WINDOWS)
     hop_length = sampler.hops.speed * config.denoiser.stride
-    module = ImitationModule(config, Normalizer.fit(sample.window.flatten(0, 1)), hop_length)
+    normalizer = Normalizer.fit(sample.window.flatten(0, 1))
+    recorded = _recorded_hops(config, sampler.hops, normalizer)
+    module = ImitationModule(config, normalizer, hop_length, recorded)
     goal_states = None
     if words is not None and module.goal_prior is not None:
         ends = sampler.hops.moving + 1
@@ -94,6 +99,14 @@ def train_agent(
     return metrics
 
 
+def _recorded_hops(config: AgentConfig, hops: Hops, normalizer: Normalizer) -> RecordedHops | None:
+    if config.data.recorded_hops < 1:
+        return None
+    states = normalizer.encode_part(torch.from_numpy(hops.states)).numpy()
+    before, after = states[hops.moving], states[hops.moving + 1]
+    return RecordedHops.of(before, after, config.data.recorded_hops, config.training.seed)
+
+
 def _check_resumable(config: AgentConfig, run_dir: Path) -> None:
     """The loop compares its own settings; these are the rest: another task is another run."""
     run = read_run(run_dir)
@@ -120,7 +133,9 @@ def _evaluation(
     phrases = load_grammar(task.grammar).phrases(task.places, "validation", limit=50)
     trials = draw_trials(task, phrases, len(phrases), config.training.seed)
     evaluation = config.evaluation
-    settings = Settings(evaluation.num_inference_steps, evaluation.guidance_scale)
+    settings = Settings(
+        evaluation.num_inference_steps, evaluation.guidance_scale, evaluation.projection_steps
+    )
 
     def evaluate(_: nn.Module, step: int) -> dict[str, float]:
         pipe = make_pipeline(config, module, known_goals=None)
@@ -139,6 +154,7 @@ def make_pipeline(
         normalizer=module.normalizer,
         goal_encoder=module.goal_encoder,
         goal_prior=module.goal_prior,
+        recorded_hops=module.recorded_hops,
         scheduler=module.denoiser.process.scheduler(),
         known_goals=known_goals,
         stride=config.denoiser.stride,

@@ -13,6 +13,7 @@ from lmdiff.data.windows import Batch
 from lmdiff.denoisers.contract import Condition
 from lmdiff.denoisers.goal_prior import GoalPrior
 from lmdiff.denoisers.network import TrajectoryTransformer
+from lmdiff.denoisers.recorded_hops import RecordedHops
 from lmdiff.denoisers.trajectory import TrajectoryDenoiser
 from lmdiff.goals.encoder import GoalEncoder
 from lmdiff.pipelines.goal_pipeline import encode_words
@@ -34,14 +35,22 @@ class ImitationModule(nn.Module):
         config: the agent.
         normalizer: of its windows.
         hop_length: usual distance between two steps of a plan, in observation units.
+        recorded_hops: not trained; saved with the agent.
     """
 
-    def __init__(self, config: AgentConfig, normalizer: Normalizer, hop_length: float = 1.0):
+    def __init__(
+        self,
+        config: AgentConfig,
+        normalizer: Normalizer,
+        hop_length: float = 1.0,
+        recorded_hops: RecordedHops | None = None,
+    ):
         super().__init__()
         task, denoiser = PointMaze(config.task.name), config.denoiser
         self.condition_dropout = config.imitation.condition_dropout
         self.normalizer = normalizer
         self.hop_length = hop_length
+        self.recorded_hops = recorded_hops
         self.goal_encoder = GoalEncoder(**to_dict(config.goal))
         network = TrajectoryTransformer(
             observation_size=task.observation_size,
