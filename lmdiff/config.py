@@ -98,8 +98,8 @@ class DataConfig:
     splice_radius: float = 0.5
     """States this close (observation units) may be joined; the gap costs travel time."""
     recorded_hops: int = 16_384
-    """Recorded pairs of states, a stride apart, that are kept with the agent: plans are moved to the
-    nearest ones; 0 keeps none."""
+    """Recorded pairs of states, a stride apart, kept with the agent, to which its plans are moved;
+    0 keeps none."""
     words_fraction: float = 0.3
     """Share of the windows whose goal is said in words; half of them are not given its state."""
     phrases: int = 3000

@@ -5,7 +5,7 @@ noise is left, the best denoiser of a finite data set needs no training: it give
 recorded sample. The samples here are hops, pairs of neighbouring steps: each pair of a plan moves
 to the nearest recorded hop, each step to the mean of what its two pairs say, a few times over.
 
-(Plans composed of overlapping pieces: CompDiffuser, arXiv:2503.05153, whose pieces are a network's.)
+(CompDiffuser, arXiv:2503.05153, composes plans of overlapping pieces too; its are a network's.)
 """
 
 import numpy as np

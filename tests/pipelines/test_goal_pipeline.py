@@ -58,7 +58,7 @@ def test_goals_in_words_as_states_and_prepared(pipe):
     in_words = plan(pipe)
     as_state = plan(pipe, None, goal_state=[1.0, 2.0])
     both = plan(pipe, goal_state=[1.0, 2.0])
-    assert len({found.observations.tobytes() for found in (in_words, as_state, both)}) == 3
+    assert len({found.remaining.tobytes() for found in (in_words, as_state, both)}) == 3
     assert same(plan(pipe, pipe.encode_goal(GOAL)), in_words)
     assert same(plan(pipe, pipe.encode_goal(goal_state=[[1.0, 2.0]])), as_state)
     # In the task's units, as observations are.
