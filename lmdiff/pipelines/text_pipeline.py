@@ -62,6 +62,7 @@ class TextPipeline(DiffusionPipeline):
         task: name of the task it was trained for.
         agent: name of the agent.
         evaluation: settings of a call by default, such as `generation_length`.
+        recipe: the agent's whole configuration, as a dictionary.
     """
 
     model_cpu_offload_seq = "model"
@@ -81,6 +82,7 @@ class TextPipeline(DiffusionPipeline):
         task: str = "",
         agent: str = "",
         evaluation: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.register_modules(model=model, tokenizer=tokenizer, scheduler=scheduler)
@@ -97,6 +99,7 @@ class TextPipeline(DiffusionPipeline):
             task=task,
             agent=agent,
             evaluation=evaluation,
+            recipe=recipe,
         )
 
     def encode(self, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:

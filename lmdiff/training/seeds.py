@@ -15,6 +15,8 @@ from lmdiff.errors import UserError
 NOISE, GLOBAL, EVALUATION = 0, 1, 2
 # Of reinforcement learning: completions, masks, and the order of prompts.
 ROLLOUT, MASKS, SHUFFLE = 3, 4, 5
+# Of fine-tuning: which examples a batch holds.
+EXAMPLES = 6
 
 
 def derived_seed(seed: int, index: int, rank: int = 0, stream: int = NOISE) -> int:

@@ -1,0 +1,136 @@
+"""From a text agent's config to a trained pipeline: rows, model, loop, `RUN_DIR/agent`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from lmdiff.config import to_dict
+from lmdiff.denoisers.masked_text import TextBatch
+from lmdiff.errors import UserError
+from lmdiff.evaluation.text import solving
+from lmdiff.pipelines.text_agents import (
+    TextModel,
+    make_text_model,
+    make_text_pipeline,
+    save_text_agent,
+)
+from lmdiff.text.config import TextAgentConfig
+from lmdiff.text.tasks import TextTask, make_task
+from lmdiff.training.loop import train
+from lmdiff.training.manifest import changed_fields, read_run
+from lmdiff.training.sft import Examples, SFTModule
+
+_RESUMABLE = {"training", "evaluation", "name", "description"}
+_VALIDATION_ROWS = 100
+
+
+def train_text_agent(
+    config: TextAgentConfig,
+    run_dir: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a text agent and save its pipeline in `run_dir/agent`; returns the last metrics.
+
+    Args:
+        config: the agent.
+        run_dir: of the run.
+        init: folder of a saved agent whose weights are the start. A resumed run knows it.
+        resume: go on from the newest whole checkpoint.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: a config, run directory or checkpoint that does not fit.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
+    """
+    if resume:
+        init = check_resumable(config, run_dir)
+    task = make_task(config.task)
+    # Every rank initialises alike; their batches differ.
+    set_seed(config.training.seed)
+    parts = make_text_model(config.model, task.alphabet, init)
+    return train_sft(config, task, parts, run_dir, init=init, resume=resume, quiet=quiet)
+
+
+def train_sft(
+    config: TextAgentConfig,
+    task: TextTask,
+    parts: TextModel,
+    run_dir: Path,
+    *,
+    init: Path | None,
+    resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Fine-tune on a task's completions, or pre-train on its whole texts."""
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    training, rank = config.training, accelerator.process_index
+    rows = task.rows("train", config.task.examples, config.task.data_seed)
+    most = getattr(parts.model.config, "max_position_embeddings", None)
+    examples = Examples(
+        parts, rows, config.sampling.generation_length, most, config.algorithm == "pretrain"
+    )
+
+    def batches(step: int) -> TextBatch:
+        return examples.batch(training.seed, rank, step, training.batch_size)
+
+    metrics = train(
+        training,
+        SFTModule(parts, config.sft),
+        batches,
+        run_dir,
+        accelerator=accelerator,
+        evaluate=validation(config, task, parts),
+        manifest=manifest_of(config, init),
+        resume=resume,
+        quiet=quiet,
+    )
+    if accelerator.is_main_process:
+        save_text_agent(config, parts, run_dir / "agent", metrics)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def manifest_of(config: TextAgentConfig, init: Path | None) -> dict[str, Any]:
+    """What run.json tells of a text agent, and `check_resumable` reads."""
+    return {"agent": to_dict(config), "init": None if init is None else str(init.resolve())}
+
+
+def check_resumable(config: TextAgentConfig, run_dir: Path) -> Path | None:
+    """The agent that a run started from, if any; the loop compares its own settings.
+
+    Raises:
+        UserError: no run, or one of other settings.
+    """
+    run = read_run(run_dir)
+    if run is None:
+        raise UserError(f"Nothing to resume in {run_dir}: it has no run.json. Known runs: runs/*")
+    changed = [
+        name
+        for name in changed_fields(run["manifest"]["agent"], to_dict(config))
+        if name.split(".")[0] not in _RESUMABLE
+    ]
+    if changed:
+        raise UserError(
+            f"{run_dir} was trained with other settings of {', '.join(changed)}. Train anew with "
+            "another --output."
+        )
+    init = run["manifest"]["init"]
+    return None if init is None else Path(init)
+
+
+def validation(
+    config: TextAgentConfig, task: TextTask, parts: TextModel
+) -> Callable[[Any, int], dict[str, float]] | None:
+    """The share of validation prompts that is solved, for a look during training."""
+    if config.training.evaluate_every <= 0 or not task.solved:
+        return None
+    rows = task.rows("validation", _VALIDATION_ROWS, config.task.data_seed)
+    size = config.evaluation.batch_size
+    return solving(lambda: make_text_pipeline(config, parts), rows, task.solved, size)
