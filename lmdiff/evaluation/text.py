@@ -1,4 +1,4 @@
-"""How many prompts a text agent solves: the same code in training, `lmdiff run` and `lmdiff eval`."""
+"""How many prompts a text agent solves, in training, `lmdiff run` and `lmdiff eval` alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

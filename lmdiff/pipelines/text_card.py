@@ -24,8 +24,8 @@ A masked-diffusion language model for the task `{task}`: {model}. Load it with
 
 ## Training
 
-Algorithm `{algorithm}`, {steps} steps of {batch} texts, learning rate {rate:g}, seed {seed}, data seed
-{data_seed}; on {machine}; {versions}.
+Algorithm `{algorithm}`, {steps} steps of {batch} texts, learning rate {rate:g}, seed {seed}, data
+seed {data_seed}; on {machine}; {versions}.
 
 ## Results
 
