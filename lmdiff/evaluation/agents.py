@@ -13,25 +13,6 @@ from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.tasks.pointmaze import PointMaze
 
 
-def find_agent(source: str) -> Path:
-    """The folder of a saved pipeline: itself, its run's folder, or the name of a run in runs/.
-
-    Raises:
-        UserError: none of them is there; names the command that trains it.
-    """
-    candidates = [Path(source), Path(source) / "agent", Path("runs") / source / "agent"]
-    for folder in candidates:
-        if (folder / "model_index.json").is_file():
-            return folder
-    for run in (Path(source), Path("runs") / source):
-        if (run / "run.json").is_file():
-            raise UserError(f"The training in {run} is not finished: lmdiff train --resume {run}")
-    raise UserError(
-        f"No trained agent {source!r} (looked in {', '.join(map(str, candidates))}). "
-        f"Train one: lmdiff train {Path(source).name or 'pointmaze-medium'}"
-    )
-
-
 def load_pipeline(folder: Path) -> GoalPipeline:
     """The pipeline saved in a folder, on this machine's accelerator if it has one.
 

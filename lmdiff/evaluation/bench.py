@@ -12,16 +12,17 @@ import torch
 
 from lmdiff.config import AgentConfig, load_control_agent
 from lmdiff.errors import UserError
-from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
+from lmdiff.evaluation.agents import load_pipeline, settings_of
 from lmdiff.evaluation.bench_generate import generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import text_memory
 from lmdiff.evaluation.bench_text import Table, text_step
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.pipelines.text_pipeline import TextPipeline
+from lmdiff.saved_agents import find_agent
 
 if TYPE_CHECKING:
-    from lmdiff.cli import Bench
+    from lmdiff.verbs import Bench
 
 _WARM_UP = 5
 T = TypeVar("T")

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from lmdiff.errors import GoalNotUnderstood
-from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of, task_of
+from lmdiff.evaluation.agents import load_pipeline, settings_of, task_of
 from lmdiff.evaluation.commands import meaning_of
 from lmdiff.evaluation.language import start_episode
 from lmdiff.evaluation.pictures import write_video
 from lmdiff.evaluation.rollout import Episode, run_episodes
+from lmdiff.saved_agents import find_agent
 
 if TYPE_CHECKING:
-    from lmdiff.cli import Chat
+    from lmdiff.verbs import Chat
 
 _LIMIT = 1000  # environment steps for one goal
 _FAREWELLS = {"quit", "exit", "bye"}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lmdiff.errors import GoalNotUnderstood, UserError
-from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of, task_of
+from lmdiff.evaluation.agents import load_pipeline, settings_of, task_of
 from lmdiff.evaluation.intervals import wilson
 from lmdiff.evaluation.language import (
     Trial,
@@ -27,10 +27,11 @@ from lmdiff.evaluation.rollout import Episode, run_episodes
 from lmdiff.evaluation.summary import add_row
 from lmdiff.goals.grammar import load_grammar
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.saved_agents import find_agent
 from lmdiff.tasks.pointmaze import Cell, PointMaze
 
 if TYPE_CHECKING:
-    from lmdiff.cli import Eval, Run
+    from lmdiff.verbs import Eval, Run
 
 _ACHIEVED, _NOT_ACHIEVED = 0, 4
 

@@ -1,4 +1,4 @@
-"""The README's table: one row an agent, from the reports of `lmdiff eval`."""
+"""The README's tables: one row an agent, from the reports of `lmdiff eval`."""
 
 import json
 from collections.abc import Mapping
@@ -19,15 +19,46 @@ _COLUMNS = {
     "ogbench": "OGBench protocol",
 }
 
+_TEXT_COLUMNS = {
+    "agent": "agent",
+    "seed": "training seed",
+    "training": "training",
+    "solved": "held-out prompts solved",
+    "prompts": "prompts",
+    "forwards": "model calls a text",
+}
+
 
 def add_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
     """Put an agent's report into a result file, in place of an older one of the same agent."""
+    _put(path, _row(report, run_dir), _COLUMNS, ("agent",))
+
+
+def add_text_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
+    """The same for an agent that writes text: one row for each seed that it was trained with."""
+    row = {
+        "agent": report["agent"],
+        "seed": report["training_seed"],
+        "seeds": report["seeds"],
+        "training": _training(run_dir),
+        "solved": report.get("solved"),
+        "prompts": report["episodes"],
+        "forwards": report["forwards_per_text"],
+        "report": dict(report),
+    }
+    _put(path, row, _TEXT_COLUMNS, ("agent", "seed"))
+
+
+def _put(path: Path, row: dict[str, Any], columns: dict[str, str], same: tuple[str, ...]) -> None:
+    """Write a row in place of the one with the same values of some columns."""
+
+    def key(other: Mapping[str, Any]) -> list[Any]:
+        return [other[name] for name in same]
+
     rows = read_result(path)["rows"] if path.is_file() else []
-    row = _row(report, run_dir)
-    kept = [other for other in rows if other["agent"] != row["agent"]]
-    rows = sorted([*kept, row], key=lambda other: other["agent"])
+    rows = sorted([*(other for other in rows if key(other) != key(row)), row], key=key)
     seeds = sorted({seed for other in rows for seed in other["seeds"]})
-    write_result(path, f"lmdiff eval AGENT --output {path}", seeds, rows, columns=_COLUMNS)
+    write_result(path, f"lmdiff eval AGENT --output {path}", seeds, rows, columns=columns)
 
 
 def _row(report: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def answer(
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         noise = [
-            torch.Generator().manual_seed(derived_seed(seed, first + i, 0, EVALUATION))
+            torch.Generator().manual_seed(derived_seed(seed, first + i, stream=EVALUATION))
             for i in range(len(part))
         ]
         found = pipe([row["prompt"] for row in part], generator=noise, **settings)

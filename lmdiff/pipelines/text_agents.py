@@ -2,16 +2,20 @@
 
 import copy
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import BlockRefinementScheduler
+from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from lmdiff.config import agent_from_dict, to_dict
 from lmdiff.denoisers.text_loading import load_text_model
@@ -161,7 +165,8 @@ def save_text_agent(
         parts = TextModel(merged, parts.tokenizer, parts.spec)
     written = folder.with_name(f".{folder.name}-writing")
     shutil.rmtree(written, ignore_errors=True)
-    make_text_pipeline(config, parts).save_pretrained(written)
+    with _quiet():
+        make_text_pipeline(config, parts).save_pretrained(written)
     write_text_card(written, config, metrics)
     shutil.rmtree(folder, ignore_errors=True)
     written.rename(folder)
@@ -179,20 +184,36 @@ def load_text_agent(folder: Path, *, trust_remote_code: bool = False) -> TextPip
     """
     config = recipe_of(folder)
     head = config.model.head if config.model.source != "scratch" else "masked"
-    model = load_text_model(
-        str(folder / "model"),
-        head,
-        trust_remote_code=trust_remote_code,
-        dtype=_DTYPES[config.model.dtype],
-    )
     try:
-        # Given as a part, the model's class is not looked up in model_index.json.
-        return TextPipeline.from_pretrained(folder, model=model.eval())
+        with _quiet():
+            model = load_text_model(
+                str(folder / "model"),
+                head,
+                trust_remote_code=trust_remote_code,
+                dtype=_DTYPES[config.model.dtype],
+            )
+            # Given as a part, the model's class is not looked up in model_index.json.
+            return TextPipeline.from_pretrained(folder, model=model.eval())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"The agent in {folder} cannot be loaded ({error}). Train it again: lmdiff train AGENT "
             "--output OTHER_DIR"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars for files of a megabyte, no warnings of what diffusers cannot type-check."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.ERROR)
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        for library in (diffusers_logging, transformers_logging):
+            library.enable_progress_bar()
 
 
 def recipe_of(folder: Path) -> TextAgentConfig:

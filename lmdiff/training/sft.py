@@ -40,7 +40,7 @@ class SFTModule(nn.Module):
 
 
 class Examples:
-    """Texts as tokens, and batches of them as pure functions of (seed, step, rank).
+    """Texts as tokens, and batches of them as pure functions of seed and shard (ranks.py).
 
     Args:
         parts: the model and its tokenizer.
@@ -75,9 +75,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch(self, seed: int, rank: int, step: int, size: int) -> TextBatch:
+    def batch(self, seed: int, shard: int, size: int) -> TextBatch:
         """`size` texts, drawn with replacement, padded on the left as they are sampled."""
-        generator = torch.Generator().manual_seed(derived_seed(seed, step, rank, EXAMPLES))
+        generator = torch.Generator().manual_seed(derived_seed(seed, shard, stream=EXAMPLES))
         chosen = torch.randint(len(self), (size,), generator=generator).tolist()
         return self.collate([self.texts[i] for i in chosen])
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from lmdiff.config import to_dict
@@ -20,8 +18,10 @@ from lmdiff.pipelines.text_agents import (
 )
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import TextTask, make_task
+from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import changed_fields, read_run
+from lmdiff.training.ranks import shard_of
 from lmdiff.training.sft import Examples, SFTModule
 
 _RESUMABLE = {"training", "evaluation", "name", "description"}
@@ -49,6 +49,8 @@ def train_text_agent(
         UserError: a config, run directory or checkpoint that does not fit.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
+    if config.algorithm == "rl":
+        raise UserError("algorithm = 'rl' is trained by lmdiff.training.text_rl.TextRLTrainer.")
     if resume:
         init = check_resumable(config, run_dir)
     task = make_task(config.task)
@@ -69,16 +71,16 @@ def train_sft(
     quiet: bool,
 ) -> dict[str, Any]:
     """Fine-tune on a task's completions, or pre-train on its whole texts."""
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    training, rank = config.training, accelerator.process_index
+    accelerator, training = make_accelerator(), config.training
     rows = task.rows("train", config.task.examples, config.task.data_seed)
     most = getattr(parts.model.config, "max_position_embeddings", None)
     examples = Examples(
         parts, rows, config.sampling.generation_length, most, config.algorithm == "pretrain"
     )
 
-    def batches(step: int) -> TextBatch:
-        return examples.batch(training.seed, rank, step, training.batch_size)
+    def batches(number: int) -> TextBatch:
+        shard = shard_of(accelerator, number)
+        return examples.batch(training.seed, shard, training.batch_size)
 
     metrics = train(
         training,

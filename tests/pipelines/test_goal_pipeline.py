@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from lmdiff.errors import GoalNotUnderstood, UserError
-from lmdiff.evaluation.agents import find_agent, load_pipeline, settings_of
+from lmdiff.evaluation.agents import load_pipeline, settings_of
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 
 STRIDE, HORIZON = 4, 6

@@ -1,0 +1,186 @@
+"""The verbs `run` and `eval` of agents that write text."""
+
+import json
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmdiff.errors import GoalNotUnderstood, UserError
+from lmdiff.evaluation.summary import add_text_row
+from lmdiff.evaluation.text import answer, mean_rewards, solved_share
+from lmdiff.evaluation.text_pictures import play, write_gif
+from lmdiff.pipelines.text_agents import load_text_agent, recipe_of
+from lmdiff.pipelines.text_pipeline import TextPipeline, TextPipelineOutput
+from lmdiff.saved_agents import find_agent
+from lmdiff.text.prompts import Row
+from lmdiff.text.rewards import NAMED
+from lmdiff.text.tasks import TextTask, make_task
+from lmdiff.text.tokenizer import token_texts
+
+if TYPE_CHECKING:
+    from lmdiff.verbs import Eval, Run
+
+_DONE, _NOT_SOLVED = 0, 4
+
+
+def run_prompt(command: "Run") -> int:
+    """`lmdiff run DIR PROMPT`."""
+    folder = find_agent(command.agent)
+    recipe = recipe_of(folder)
+    task = make_task(recipe.task)
+    result: dict[str, Any] = {
+        "goal": command.goal,
+        "prompt": command.goal,
+        "understood": False,
+        "nearest": [],
+        "text": None,
+        "success": False,
+        "steps": 0,
+        "forwards": 0,
+        "video": None,
+    }
+    try:
+        row = task.read(command.goal or "")
+    except GoalNotUnderstood as error:
+        print(error)
+        _finish(result, as_json=command.json)
+        return error.exit_code
+    pipe = _load(folder, command)
+    generator = torch.Generator().manual_seed(command.seed)
+    began = time.perf_counter()
+    found = pipe([row["prompt"]], generator=generator, **_settings(command))
+    seconds = time.perf_counter() - began
+    text = found.text[0]
+    solved = _solved(task, row, text)
+    output = command.output or folder.parent / "rollouts"
+    name = re.sub(r"[^a-z0-9]+", "-", row["prompt"].lower()).strip("-")[:60]
+    video = _show(pipe, task, row["prompt"], found, output / f"{name}-{command.seed}.gif", command)
+    steps = len({step for step in found.step_map[0].tolist() if step >= 0})
+    result |= {
+        "prompt": row["prompt"],
+        "understood": True,
+        "text": text,
+        "success": solved,
+        "steps": steps,
+        "forwards": found.row_forwards,
+        "seconds": round(seconds, 4),
+        "seed": command.seed,
+        "video": None if video is None else str(video),
+    }
+    if solved is not None:
+        print("Right." if solved else "Wrong.", end=" ")
+    print(f"{steps} steps, {found.row_forwards} model calls, {seconds:.2f} s")
+    if video is not None:
+        print(f"  video: {video}")
+    _finish(result, as_json=command.json)
+    return _NOT_SOLVED if solved is False else _DONE
+
+
+def _load(folder: Path, command: "Run | Eval") -> TextPipeline:
+    pipe = load_text_agent(folder, trust_remote_code=command.writing.trust_remote_code)
+    if torch.accelerator.is_available():
+        pipe.to(torch.accelerator.current_accelerator())
+    return pipe
+
+
+def _settings(command: "Run | Eval") -> dict[str, Any]:
+    """What the command line says of sampling, for the pipeline's call."""
+    given = asdict(command.writing) | {"num_inference_steps": command.num_inference_steps}
+    del given["trust_remote_code"]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _solved(task: TextTask, row: Row, text: str) -> bool | None:
+    """Whether an answer is right; None where nothing can tell."""
+    if task.solved not in NAMED:
+        return None
+    return solved_share(task.solved, [row], [text])[0][0]
+
+
+def _show(
+    pipe: TextPipeline,
+    task: TextTask,
+    prompt: str,
+    found: TextPipelineOutput,
+    path: Path,
+    command: "Run",
+) -> Path | None:
+    """Play the denoising in the terminal, and write it as a GIF if one is wanted."""
+    shown = int(found.lengths[0])
+    if len(found.text[0]) < len(token_texts(pipe.tokenizer, found.ids[0, :shown].tolist())):
+        shown -= 1  # the end token, which is no text
+    tokens = token_texts(pipe.tokenizer, found.ids[0, :shown].tolist())
+    steps = found.step_map[0, :shown].tolist()
+    play(tokens, steps, columns=task.columns)
+    if not command.video:
+        return None
+    return write_gif(path, prompt, tokens, steps, columns=task.columns)
+
+
+def evaluate_text(command: "Eval") -> int:
+    """`lmdiff eval DIR`: held-out prompts, each answered once."""
+    folder = find_agent(command.agent)
+    recipe = recipe_of(folder)
+    task, own = make_task(recipe.task), recipe.evaluation
+    seed = own.seed if command.seed is None else command.seed
+    rewards = command.reward or _trusted(task.rewards)
+    solved = task.solved if task.solved in NAMED else ""
+    if not solved and not rewards:
+        raise UserError(
+            f"Nothing is known that could score {recipe.name}: say --reward NAME or "
+            "--reward module:function."
+        )
+    rows = task.rows("held_out", command.episodes or own.episodes, seed)
+    pipe = _load(folder, command)
+    settings = _settings(command)
+    began = time.perf_counter()
+    answers = answer(pipe, rows, seed, own.batch_size, **settings)
+    seconds = time.perf_counter() - began
+    report: dict[str, Any] = {
+        "agent": recipe.name,
+        "kind": "text",
+        "task": task.name,
+        "algorithm": recipe.algorithm,
+        "episodes": len(rows),
+        "seeds": [seed],
+        "training_seed": recipe.training.seed,
+        "sampling": dict(pipe.config["evaluation"] or {}) | settings,
+    }
+    if solved:
+        share = solved_share(solved, rows, answers.texts)[1].to_dict()
+        report |= {"success": share, "solved": share}
+        _line("solved, held-out prompts", share)
+    means = mean_rewards(rewards, rows, answers.texts)
+    report["rewards"] = {name: interval.to_dict() for name, interval in means.items()}
+    for name, interval in means.items():
+        print(f"{f'reward {name}, mean':24} {interval}")
+    report["forwards_per_text"] = round(answers.row_forwards / len(rows), 2)
+    report["seconds_per_text"] = round(seconds / len(rows), 5)
+    print(f"{'model calls a text':24} {report['forwards_per_text']:g}")
+    (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    if command.output is not None:
+        add_text_row(command.output, report, folder.parent)
+    _finish(report, as_json=command.json)
+    return _DONE
+
+
+def _trusted(rewards: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that lmdiff brings. An agent may have been downloaded: what it names is not imported."""
+    foreign = [name for name in rewards if name not in NAMED]
+    if foreign:
+        print(f"Not scored: {', '.join(foreign)}. If you trust it, say --reward {foreign[0]}")
+    return tuple(name for name in rewards if name in NAMED)
+
+
+def _line(name: str, interval: dict[str, float]) -> None:
+    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
+    print(f"{name:24} {mean:5.1f}%  (95%: {low:.1f} to {high:.1f})", flush=True)
+
+
+def _finish(result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
