@@ -114,6 +114,12 @@ def test_agents_lists_every_toml(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "nowhere"], "lmdiff train nowhere"),
         (["eval", "nowhere"], "lmdiff train nowhere"),
         (["eval", "nowhere", "--role", "simulator"], "planner"),
+        (["train", "sudoku-sft", "--init", "nowhere"], "lmdiff train nowhere"),
+        (["train", "sudoku-sft", "--algorithm", "sfd"], "pretrain"),
+        (["train", "sudoku-sft", "--goal.adaptation", "lora"], "goal.adaptation"),
+        (["train", "pointmaze-medium", "--init", "x"], "init"),
+        (["data", "sudoku-sft"], "sudoku-sft writes text"),
+        (["bench", "plan", "--agent", "sudoku-sft"], "sudoku-sft writes text"),
         (["bench", "nothing"], "plan"),
         (["bench", "plan", "--repeats", "0"], "--repeats 0"),
     ],
@@ -207,6 +213,21 @@ evaluation.num-inference-steps evaluation.guidance-scale evaluation.episodes eva
 """
 
 
+TRAIN_TEXT = """
+help output init resume quiet no-quiet algorithm
+task.name task.examples task.data-seed task.blanks task.numbers task.largest task.largest-target
+task.strict task.no-strict task.source task.split task.held-out task.prompt-column task.rewards
+task.solved
+model.source model.width model.layers model.heads model.max-length model.head model.head-part
+model.attention model.shifted model.no-shifted model.positions model.no-positions model.mask-token
+model.pad-token model.adaptation model.lora-rank model.lora-alpha model.lora-dropout
+model.lora-targets model.trust-remote-code model.no-trust-remote-code model.revision model.dtype
+sampling.generation-length sampling.num-inference-steps sampling.block-length sampling.order
+sampling.temperature sampling.threshold sft.noise sft.samples
+evaluation.episodes evaluation.seed evaluation.batch-size
+"""
+
+
 def _width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # or long options are broken over lines
 
@@ -221,19 +242,31 @@ def test_options_of_train(
     assert unknown == set()
 
 
+def test_options_of_train_for_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _width(monkeypatch)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "sudoku-sft", "--help"])
+    shown = set(re.findall(r"--[a-z][\w.-]*\w", capsys.readouterr().out))
+    shared = {name for name in TRAIN.split() if name.startswith("training.")}
+    assert shown >= {f"--{name}" for name in shared.union(TRAIN_TEXT.split())}
+
+
 @pytest.mark.parametrize(
     ("verb", "options"),
     [
         (
             "run",
             "help phrases start seed output video no-video num-inference-steps guidance-scale"
-            " json no-json",
+            " json no-json temperature threshold block-length order trust-remote-code",
         ),
         ("chat", "help seed output speed"),
         (
             "eval",
             "help episodes ogbench-episodes seed phrases num-inference-steps guidance-scale role"
-            " output json no-json",
+            " output json no-json reward temperature threshold block-length order"
+            " trust-remote-code",
         ),
         ("bench", "help agent repeats output json no-json"),
         ("data", "help quiet no-quiet"),
@@ -269,6 +302,29 @@ def test_any_setting_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.name, config.description) == (own.name, own.description)
     assert config.task == own.task
     assert config.denoiser.horizon == own.denoiser.horizon
+
+
+def test_any_setting_of_a_text_agent_can_be_overridden(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = {}
+
+    def train_text_agent(config, run_dir, *, init, resume, quiet):
+        got.update(config=config, run_dir=run_dir, init=init, resume=resume, quiet=quiet)
+        return {"step": 7, "loss": 0.5}
+
+    monkeypatch.setattr("lmdiff.training.text_agent.train_text_agent", train_text_agent)
+    start = elsewhere / "runs" / "start" / "agent"
+    start.mkdir(parents=True)
+    (start / "model_index.json").write_text("{}")
+    arguments = ["--init", "start", "--task.blanks", "2", "3", "--sampling.threshold", "0.9"]
+    assert cli.main(["train", *arguments, "--algorithm", "pretrain", "sudoku-sft"]) == 0
+    config, own = got["config"], load_agent("sudoku-sft")
+    assert got["run_dir"] == Path("runs/sudoku-sft")
+    assert got["init"] == Path("runs/start/agent")
+    assert (config.task.blanks, config.sampling.threshold) == ((2, 3), 0.9)
+    assert (config.algorithm, config.name) == ("pretrain", "sudoku-sft")
+    assert config.training == own.training
 
 
 def test_json_of_a_refusal_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:

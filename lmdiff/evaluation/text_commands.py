@@ -19,7 +19,7 @@ from lmdiff.saved_agents import find_agent
 from lmdiff.text.prompts import Row
 from lmdiff.text.rewards import NAMED
 from lmdiff.text.tasks import TextTask, make_task
-from lmdiff.text.tokenizer import token_texts
+from lmdiff.text.tokenizer import end_id, token_texts
 
 if TYPE_CHECKING:
     from lmdiff.verbs import Eval, Run
@@ -110,11 +110,10 @@ def _show(
     command: "Run",
 ) -> Path | None:
     """Play the denoising in the terminal, and write it as a GIF if one is wanted."""
-    shown = int(found.lengths[0])
-    if len(found.text[0]) < len(token_texts(pipe.tokenizer, found.ids[0, :shown].tolist())):
-        shown -= 1  # the end token, which is no text
-    tokens = token_texts(pipe.tokenizer, found.ids[0, :shown].tolist())
-    steps = found.step_map[0, :shown].tolist()
+    ids = found.ids[0, : int(found.lengths[0])].tolist()
+    if ids[-1] == end_id(pipe.tokenizer):
+        ids.pop()
+    tokens, steps = token_texts(pipe.tokenizer, ids), found.step_map[0, : len(ids)].tolist()
     play(tokens, steps, columns=task.columns)
     if not command.video:
         return None
@@ -169,7 +168,7 @@ def evaluate_text(command: "Eval") -> int:
 
 
 def _trusted(rewards: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that lmdiff brings. An agent may have been downloaded: what it names is not imported."""
+    """Those that lmdiff brings: an agent may have been downloaded, and to import runs code."""
     foreign = [name for name in rewards if name not in NAMED]
     if foreign:
         print(f"Not scored: {', '.join(foreign)}. If you trust it, say --reward {foreign[0]}")

@@ -15,6 +15,7 @@ from diffusers import (
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation.agents import load_pipeline, settings_of
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.saved_agents import find_agent
 
 STRIDE, HORIZON = 4, 6
 HERE = [4.0, -3.0]
