@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lmdiff.denoisers.text_loading import load_text_model
+from lmdiff.denoisers.text_loading import load_text_model, load_tokenizer
+from lmdiff.pipelines.text_agents import load_text_agent
+from lmdiff.text.config import TextModelConfig
+from lmdiff.verbs import Writing
 
 ROOT = Path(__file__).resolve().parent.parent
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -91,7 +94,15 @@ def test_lmdiff_is_safe():
     paths = sorted((ROOT / "lmdiff").rglob("*.py"))
     assert paths
     found = {str(path.relative_to(ROOT)): unsafe(path.read_text("utf-8")) for path in paths}
-    # The one place where a user may allow a model's own code, by an argument that is off.
-    allowed = {"lmdiff/denoisers/text_loading.py": ["trust_remote_code="]}
-    assert {path: calls for path, calls in found.items() if calls} == allowed
-    assert inspect.signature(load_text_model).parameters["trust_remote_code"].default is False
+    # The one place where a user may allow a model's own code, by an argument that is off, and those
+    # that pass on what the user's config or command line says.
+    allowed = {
+        "lmdiff/denoisers/text_loading.py",
+        "lmdiff/pipelines/text_agents.py",
+        "lmdiff/evaluation/text_commands.py",
+    }
+    flagged = {path: set(calls) for path, calls in found.items() if calls}
+    assert flagged == dict.fromkeys(allowed, {"trust_remote_code="})
+    for function in (load_text_model, load_tokenizer, load_text_agent):
+        assert inspect.signature(function).parameters["trust_remote_code"].default is False
+    assert TextModelConfig().trust_remote_code is Writing().trust_remote_code is False

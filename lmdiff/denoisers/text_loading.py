@@ -3,7 +3,14 @@
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lmdiff.errors import UserError
 
@@ -64,3 +71,19 @@ def load_text_model(
             "complete copy."
         )
     return model
+
+
+def load_tokenizer(
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; arguments as for `load_text_model`.
+
+    Raises:
+        UserError: it cannot be read, or needs code that was not allowed.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The tokenizer of {source!r} could not be loaded: {error}") from error

@@ -14,11 +14,11 @@ import torch
 from diffusers import BlockRefinementScheduler
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lmdiff.config import agent_from_dict, to_dict
-from lmdiff.denoisers.text_loading import load_text_model
+from lmdiff.denoisers.text_loading import load_text_model, load_tokenizer
 from lmdiff.denoisers.text_models import TextModelSpec, bert_model, bert_spec, check_text_model
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_card import write_text_card
@@ -70,12 +70,9 @@ def make_text_model(config: TextModelConfig, alphabet: str, init: Path | None = 
 
 def _load(config: TextModelConfig) -> tuple[Any, Any, TextModelSpec]:
     revision = config.revision or None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.source, revision=revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config.source!r} has no tokenizer that loads: {error}") from error
+    tokenizer = load_tokenizer(
+        config.source, revision=revision, trust_remote_code=config.trust_remote_code
+    )
     for role, token in (("mask_token", config.mask_token), ("pad_token", config.pad_token)):
         if token:
             known = tokenizer.convert_tokens_to_ids(token)
