@@ -102,7 +102,7 @@ def test_lmdiff_is_safe():
         "lmdiff/evaluation/text_commands.py",
     }
     flagged = {path: set(calls) for path, calls in found.items() if calls}
-    assert flagged == dict.fromkeys(allowed, {"trust_remote_code="})
+    assert flagged == {path: {"trust_remote_code="} for path in allowed}
     for function in (load_text_model, load_tokenizer, load_text_agent):
         assert inspect.signature(function).parameters["trust_remote_code"].default is False
     assert TextModelConfig().trust_remote_code is Writing().trust_remote_code is False
