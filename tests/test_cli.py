@@ -217,8 +217,8 @@ evaluation.num-inference-steps evaluation.guidance-scale evaluation.episodes eva
 TRAIN_TEXT = """
 help output init resume quiet no-quiet algorithm
 task.name task.examples task.data-seed task.blanks task.numbers task.largest task.largest-target
-task.strict task.no-strict task.source task.split task.held-out task.prompt-column task.rewards
-task.solved
+task.strict task.no-strict task.source task.split task.held-out task.prompt-column
+task.completion-column task.chat task.no-chat task.rewards task.solved
 model.source model.width model.layers model.heads model.max-length model.head model.head-part
 model.attention model.shifted model.no-shifted model.positions model.no-positions model.mask-token
 model.pad-token model.adaptation model.lora-rank model.lora-alpha model.lora-dropout

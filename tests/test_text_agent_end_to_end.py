@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lmdiff import cli
 from lmdiff.denoisers.text_models import llama_model
@@ -217,49 +217,98 @@ def test_a_reward_that_an_agent_names_is_not_imported(
     assert json.loads(shown.splitlines()[-1])["rewards"] == {}
 
 
-# A model that brings its own code, as LLaDA does: no position ids, attention that sees everything,
-# a mask token that its tokenizer does not name as one.
+# A model that brings its own code, with LLaDA's interface: it takes tokens and a [B, L] mask, no
+# positions; its layers have LLaDA's names; its tokenizer names no mask token.
 _OWN_CODE = """
-from transformers import BertForMaskedLM
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-class OwnModelLM(BertForMaskedLM):
+class LLaDAConfig(PretrainedConfig):
+    model_type = "llada"
+
+    def __init__(self, d_model=16, vocab_size=16, **kwargs):
+        self.d_model = d_model
+        super().__init__(vocab_size=vocab_size, **kwargs)
+
+
+class LLaDAModelLM(PreTrainedModel):
+    config_class = LLaDAConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.d_model
+        self.wte = nn.Embedding(config.vocab_size, width)
+        for name in ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"):
+            setattr(self, name, nn.Linear(width, width, bias=False))
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
     def forward(self, input_ids=None, attention_mask=None):
-        return super().forward(input_ids, attention_mask)
+        x = self.wte(input_ids)
+        seen = attention_mask.bool()[:, None, :].expand(-1, x.shape[1], -1)
+        mixed = F.scaled_dot_product_attention(
+            self.q_proj(x), self.k_proj(x), self.v_proj(x), attn_mask=seen
+        )
+        x = x + self.attn_out(mixed)
+        x = x + self.ff_out(F.silu(self.ff_proj(x)) * self.up_proj(x))
+        return CausalLMOutputWithPast(logits=self.head(x))
 """
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from lmdiff.denoisers.text_models import bert_model
-
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
-    tokenizer = char_tokenizer("01234")
+    tokenizer = char_tokenizer("0123456789+ =")
     torch.manual_seed(0)
-    model = bert_model(len(tokenizer), tokenizer.pad_token_id, 64, 16, 1, 2)
-    model.config.auto_map = {"AutoModel": "modeling_own.OwnModelLM"}
-    model.save_pretrained(folder)
+    tensors = {f"{name}.weight": torch.randn(16, 16) for name in _LAYERS}
+    for name in ("wte", "head"):
+        tensors[f"{name}.weight"] = torch.randn(len(tokenizer), 16)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    classes = {"AutoConfig": "modeling_own.LLaDAConfig", "AutoModel": "modeling_own.LLaDAModelLM"}
+    config = {"model_type": "llada", "vocab_size": len(tokenizer), "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
     tokenizer.mask_token = None
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} ={% endfor %}"
     tokenizer.save_pretrained(folder)
     (folder / "modeling_own.py").write_text(_OWN_CODE)
-    return str(folder)
+    rows = [{"question": f"{i} + 1", "answer": str(i + 1)} for i in range(60)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
 
 
-def test_a_model_that_brings_its_own_code(
-    folder: Path, own: str, capsys: pytest.CaptureFixture[str], monkeypatch
+_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+
+
+def test_the_recipe_of_llada_with_a_small_model(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["--model.source", own, "--model.head", "own", "--model.no-positions"]
-    settings += ["--model.mask-token", "[MASK]", "--model.adaptation", "lora"]
-    settings += ["--training.max-steps", "2"]
-    assert _train(folder, "own", *settings) == 2
+    run = str(tmp_path / "llada")
+    small = ["--model.source", str(own), "--model.mask-token", "[MASK]"]
+    small += ["--model.pad-token", "[PAD]", "--model.lora-rank", "2"]
+    small += ["--task.source", str(own / "rows.jsonl"), "--task.held-out", str(own / "rows.jsonl")]
+    small += ["--sampling.generation-length", "8", "--sampling.num-inference-steps", "4"]
+    small += ["--sampling.block-length", "4", "--training.max-steps", "2"]
+    small += ["--training.learning-rate", "0.1", "--training.warmup-steps", "0"]
+    command = ["train", "llada-8b-sft", "--output", run, "--quiet", *small]
+    assert cli.main(command) == 2
     assert "trust_remote_code" in capsys.readouterr().err
-    assert _train(folder, "own", *settings, "--model.trust-remote-code") == 0
-    agent = str(folder / "own")
-    assert cli.main(["run", agent, PUZZLE, "--no-video"]) == 2
+    assert cli.main([*command, "--model.trust-remote-code"]) == 0
+    saved = _weights(tmp_path / "llada")
+    before = {n: w.bfloat16() for n, w in load_file(own / "model.safetensors").items()}
+    changed = {name for name in before if not torch.equal(saved[name], before[name])}
+    assert changed == {f"{name}.weight" for name in _LAYERS if name != "ff_out"}
+    # What was saved brings its code along, and still asks before it runs.
+    assert cli.main(["run", run, "3 + 1", "--no-video"]) == 2
     assert "trust_remote_code" in capsys.readouterr().err
-    code = cli.main(["run", agent, PUZZLE, "--no-video", "--trust-remote-code", "--json"])
-    assert code in (0, 4)
-    assert len(_last_json(capsys)["text"]) <= 16
+    assert cli.main(["run", run, "3 + 1", "--no-video", "--trust-remote-code", "--json"]) == 0
+    result = _last_json(capsys)
+    assert (result["prompt"], result["success"], result["steps"]) == ("3 + 1", None, 4)
+    assert cli.main(["eval", run, "--trust-remote-code"]) == 2
+    assert "--reward" in capsys.readouterr().err
 
 
 def test_what_a_tokenizer_does_not_name_has_to_be_said(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lmdiff.evaluation.text_pictures import play, write_gif
 from lmdiff.pipelines.text_agents import load_text_agent, recipe_of
 from lmdiff.pipelines.text_pipeline import TextPipeline, TextPipelineOutput
 from lmdiff.saved_agents import find_agent
+from lmdiff.text.answers import text_of
 from lmdiff.text.prompts import Row
 from lmdiff.text.rewards import NAMED
 from lmdiff.text.tasks import TextTask, make_task
@@ -57,11 +58,12 @@ def run_prompt(command: "Run") -> int:
     text = found.text[0]
     solved = _solved(task, row, text)
     output = command.output or folder.parent / "rollouts"
-    name = re.sub(r"[^a-z0-9]+", "-", row["prompt"].lower()).strip("-")[:60]
-    video = _show(pipe, task, row["prompt"], found, output / f"{name}-{command.seed}.gif", command)
+    prompt = text_of(row["prompt"])
+    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+    video = _show(pipe, task, prompt, found, output / f"{name}-{command.seed}.gif", command)
     steps = len({step for step in found.step_map[0].tolist() if step >= 0})
     result |= {
-        "prompt": row["prompt"],
+        "prompt": prompt,
         "understood": True,
         "text": text,
         "success": solved,

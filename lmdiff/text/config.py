@@ -40,6 +40,10 @@ class TextTaskConfig:
     """File: what `lmdiff eval` asks: another file, or another split of the data set."""
     prompt_column: str = "prompt"
     """File: the column that holds the prompt."""
+    completion_column: str = "completion"
+    """File: the column that holds the completion, for SFT."""
+    chat: bool = False
+    """File: prompts are said by a user, through the tokenizer's chat template."""
     rewards: tuple[str, ...] = ()
     """Rewards by name, or `module:function` of your own; default: those of the task."""
     solved: str = ""

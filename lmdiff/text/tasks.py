@@ -122,13 +122,24 @@ def _file(config: TextTaskConfig) -> TextTask:
         if split == "held_out" and config.held_out:
             is_file = Path(config.held_out).suffix.lower() in (".jsonl", ".json", ".parquet")
             source, part = (config.held_out, part) if is_file else (source, config.held_out)
-            return read_prompts(source, split=part, prompt_column=config.prompt_column)
         found = read_prompts(source, split=part, prompt_column=config.prompt_column)
+        if split == "held_out" and config.held_out:
+            return found
         return [row for row in found if _split_of(row, bool(config.held_out)) == split]
+
+    def as_asked(row: Row) -> Row:
+        """With the completion under its usual name, and the prompt as a conversation."""
+        names = {config.completion_column: "completion"}
+        row = {names.get(name, name): value for name, value in row.items()}
+        return row | {"prompt": said(row["prompt"])}
+
+    def said(prompt: Any) -> Any:
+        wrapped = config.chat and isinstance(prompt, str)
+        return [{"role": "user", "content": prompt}] if wrapped else prompt
 
     def rows(split: Split, count: int, seed: int) -> list[Row]:
         del seed  # a file has what it has
-        found = every_row(split)[:count]
+        found = [as_asked(row) for row in every_row(split)[:count]]
         if not found:
             raise UserError(
                 f"{config.source} has no rows for {split.replace('_', ' ')}: it is too small to be "
@@ -139,7 +150,7 @@ def _file(config: TextTaskConfig) -> TextTask:
     def read(text: str) -> Row:
         if not text.strip():
             raise GoalNotUnderstood("The prompt is empty.")
-        return {"prompt": text}
+        return {"prompt": said(text)}
 
     return TextTask("file", PRINTABLE, rows, config.rewards, config.solved, read)
 

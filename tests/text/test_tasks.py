@@ -88,6 +88,23 @@ def test_a_file_is_split_by_prompts(tmp_path):
     }
 
 
+def test_columns_of_other_names_and_conversations(tmp_path):
+    path = tmp_path / "school.jsonl"
+    path.write_text('{"question": "1 + 1", "answer": "2", "level": 3}\n')
+    config = TextTaskConfig(
+        name="file",
+        source=str(path),
+        held_out=str(path),
+        prompt_column="question",
+        completion_column="answer",
+        chat=True,
+    )
+    task = make_task(config)
+    said = [{"role": "user", "content": "1 + 1"}]
+    assert task.rows("held_out", 9, 0) == [{"prompt": said, "completion": "2", "level": 3}]
+    assert task.read("1 + 1") == {"prompt": said}
+
+
 def test_held_out_prompts_of_another_file(tmp_path):
     other = _file(tmp_path, 7, "other.jsonl")
     config = TextTaskConfig(name="file", source=_file(tmp_path, 100), held_out=other)
