@@ -55,11 +55,11 @@ def make_text_model(config: TextModelConfig, alphabet: str, init: Path | None = 
         spec = _with_head(spec, model, config.head_part)
     elif config.source == "scratch":
         tokenizer = char_tokenizer(alphabet)
-        pad = tokenizer.pad_token_id
+        mask_id, pad_id = (_token_id(tokenizer, role, "scratch") for role in ("mask", "pad"))
         model = bert_model(
-            len(tokenizer), pad, config.max_length, config.width, config.layers, config.heads
+            len(tokenizer), pad_id, config.max_length, config.width, config.layers, config.heads
         )
-        spec = bert_spec(model, tokenizer.mask_token_id)
+        spec = bert_spec(model, mask_id)
     else:
         model, tokenizer, spec = _load(config)
     model.eval()  # no dropout: every likelihood comes from one function
@@ -79,12 +79,7 @@ def _load(config: TextModelConfig) -> tuple[Any, Any, TextModelSpec]:
             if known is None or known == tokenizer.unk_token_id:
                 raise UserError(f"model.{role} = {token!r}: the tokenizer has no such token.")
             setattr(tokenizer, role, token)
-    for role, found in (("mask", tokenizer.mask_token_id), ("pad", tokenizer.pad_token_id)):
-        if found is None:
-            raise UserError(
-                f"The tokenizer of {config.source!r} names no {role} token: say which it is, "
-                f"--model.{role}-token TOKEN"
-            )
+    mask_id, pad_id = (_token_id(tokenizer, role, config.source) for role in ("mask", "pad"))
     model = load_text_model(
         config.source,
         config.head,
@@ -93,8 +88,8 @@ def _load(config: TextModelConfig) -> tuple[Any, Any, TextModelSpec]:
         dtype=_DTYPES[config.dtype],
     )
     spec = TextModelSpec(
-        tokenizer.mask_token_id,
-        tokenizer.pad_token_id,
+        mask_id,
+        pad_id,
         config.attention,
         config.shifted,
         config.positions,
@@ -102,6 +97,16 @@ def _load(config: TextModelConfig) -> tuple[Any, Any, TextModelSpec]:
     )
     check_text_model(model, spec, len(tokenizer))
     return model, tokenizer, spec
+
+
+def _token_id(tokenizer: Any, role: str, source: str) -> int:
+    found = tokenizer.mask_token_id if role == "mask" else tokenizer.pad_token_id
+    if not isinstance(found, int):
+        raise UserError(
+            f"The tokenizer of {source!r} names no {role} token: say which it is, "
+            f"--model.{role}-token TOKEN"
+        )
+    return found
 
 
 def _with_head(spec: TextModelSpec, model: Any, head_part: str) -> TextModelSpec:
