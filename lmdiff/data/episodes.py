@@ -71,10 +71,17 @@ def _load(path: Path) -> Episodes:
         raise UserError(
             f"The data set {path} cannot be read ({error}). Delete it and run again: rm -r {path}"
         ) from error
-    return Episodes(
+    loaded = Episodes(
         observations=[np.asarray(episode.observations, np.float32) for episode in episodes],
         actions=[np.asarray(episode.actions, np.float32) for episode in episodes],
     )
+    for index, arrays in enumerate(zip(loaded.observations, loaded.actions, strict=True)):
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise UserError(
+                f"Episode {index} of the data set {path} has values that are not finite. Delete "
+                f"the data set and run again: rm -r {path}"
+            )
+    return loaded
 
 
 def _generate(config: TaskConfig, path: Path, *, quiet: bool) -> None:

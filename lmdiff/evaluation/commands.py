@@ -24,6 +24,7 @@ from lmdiff.evaluation.ogbench import evaluate_ogbench
 from lmdiff.evaluation.pictures import draw_plan, write_video
 from lmdiff.evaluation.refusal_report import refusal_report
 from lmdiff.evaluation.rollout import Episode, run_episodes
+from lmdiff.evaluation.sharing import rank_and_size
 from lmdiff.evaluation.summary import add_row
 from lmdiff.goals.grammar import load_grammar
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
@@ -271,9 +272,10 @@ def evaluate(command: "Eval") -> int:
         }
         report.setdefault("success", report["ogbench"]["success"])
         _line("OGBench, goal as state", report["ogbench"]["success"])
-    (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if command.output is not None:
-        add_row(command.output, report, folder.parent)
+    if rank_and_size()[0] == 0:
+        (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        if command.output is not None:
+            add_row(command.output, report, folder.parent)
     _finish(report, as_json=command.json)
     return _ACHIEVED
 

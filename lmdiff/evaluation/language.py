@@ -18,6 +18,7 @@ import torch
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation.intervals import Interval, wilson
 from lmdiff.evaluation.rollout import AT_ONCE, Episode, Settings, environment, run_episodes
+from lmdiff.evaluation.sharing import noise_seed, over_ranks
 from lmdiff.goals.grammar import Phrase
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.tasks.pointmaze import Cell, PointMaze
@@ -51,22 +52,31 @@ def run_trials(
     *,
     refuse: bool = True,
 ) -> list[Outcome]:
-    """Run trials; goals that are refused fail without a step."""
-    understood = [not refuse or _understands(pipe, trial.goal) for trial in trials]
-    generator = torch.Generator(pipe.device).manual_seed(seed)
-    outcomes = [Outcome(success=False, understood=False, steps=0)] * len(trials)
-    runnable = [index for index, known in enumerate(understood) if known]
-    for first in range(0, len(runnable), AT_ONCE):
-        group = runnable[first : first + AT_ONCE]
-        episodes = [
-            start_episode(task, trials[index].start, trials[index].goal, [seed, index], slot)
-            for slot, index in enumerate(group)
-        ]
-        run_episodes(pipe, episodes, settings, generator)
-        for index, episode in zip(group, episodes, strict=True):
-            inside = task.cell_of(episode.observation) in trials[index].cells
-            outcomes[index] = Outcome(success=inside, understood=True, steps=episode.steps)
-    return outcomes
+    """Run trials, shared among ranks; goals that are refused fail without a step.
+
+    The noise is the ranks' own: as many trials on more ranks give other outcomes, of equal chances.
+    """
+
+    def run(mine: list[int]) -> list[list[float]]:
+        generator = torch.Generator(pipe.device).manual_seed(noise_seed(seed))
+        results = {index: [0.0, 0.0, 0.0] for index in mine}
+        runnable = [i for i in mine if not refuse or _understands(pipe, trials[i].goal)]
+        for first in range(0, len(runnable), AT_ONCE):
+            group = runnable[first : first + AT_ONCE]
+            episodes = [
+                start_episode(task, trials[index].start, trials[index].goal, [seed, index], slot)
+                for slot, index in enumerate(group)
+            ]
+            run_episodes(pipe, episodes, settings, generator)
+            for index, episode in zip(group, episodes, strict=True):
+                inside = task.cell_of(episode.observation) in trials[index].cells
+                results[index] = [inside, True, episode.steps]
+        return [results[index] for index in mine]
+
+    return [
+        Outcome(success=bool(inside), understood=bool(known), steps=int(steps))
+        for inside, known, steps in over_ranks(len(trials), run)
+    ]
 
 
 def start_episode(

@@ -10,6 +10,7 @@ import torch
 
 from lmdiff.evaluation.intervals import Interval, wilson
 from lmdiff.evaluation.rollout import AT_ONCE, Episode, Settings, environment, run_episodes
+from lmdiff.evaluation.sharing import noise_seed, over_ranks
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.tasks.pointmaze import PointMaze
 
@@ -17,18 +18,23 @@ from lmdiff.tasks.pointmaze import PointMaze
 def evaluate_ogbench(
     pipe: GoalPipeline, task: PointMaze, settings: Settings, episodes_per_task: int, seed: int
 ) -> tuple[Interval, list[Interval]]:
-    """Success over all episodes, and for each of the five tasks."""
-    generator = torch.Generator(pipe.device).manual_seed(seed)
+    """Success over all episodes, which are shared among ranks, and for each of the five tasks."""
     starts = [(task_id, index) for task_id in range(1, 6) for index in range(episodes_per_task)]
-    results: list[bool] = []
-    for first in range(0, len(starts), AT_ONCE):
-        group = [
-            _start(task, task_id, index, seed, slot)
-            for slot, (task_id, index) in enumerate(starts[first : first + AT_ONCE])
-        ]
-        run_episodes(pipe, group, settings, generator)
-        results += [episode.success for episode in group]
-    by_task = np.array(results).reshape(5, episodes_per_task)
+
+    def run(mine: list[int]) -> list[list[float]]:
+        generator = torch.Generator(pipe.device).manual_seed(noise_seed(seed))
+        results: list[list[float]] = []
+        for first in range(0, len(mine), AT_ONCE):
+            group = [
+                _start(task, *starts[which], seed, slot)
+                for slot, which in enumerate(mine[first : first + AT_ONCE])
+            ]
+            run_episodes(pipe, group, settings, generator)
+            results += [[episode.success] for episode in group]
+        return results
+
+    results = over_ranks(len(starts), run)
+    by_task = results.astype(bool).reshape(5, episodes_per_task)
     each = [wilson(int(row.sum()), len(row)) for row in by_task]
     return wilson(int(by_task.sum()), by_task.size), each
 

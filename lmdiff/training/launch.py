@@ -91,6 +91,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
             "--num_processes decides."
         )
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     cpu = not torch.accelerator.is_available()
@@ -107,6 +108,9 @@ def launch(processes: int, words: Sequence[str]) -> int:
     except ChildFailedError as error:
         # The ranks have said what is wrong; the launcher's own report would bury it.
         return max(1, *(failure.exitcode for failure in error.failures.values()))
+    except SignalException as error:
+        # The ranks got it too: they have saved a checkpoint, and said how to go on.
+        return 128 + int(error.sigval)
     return 0
 
 

@@ -24,6 +24,7 @@ from lmdiff.data.goal_states import GoalStates
 from lmdiff.data.normalizer import Normalizer
 from lmdiff.data.windows import Batch
 from lmdiff.errors import UserError
+from lmdiff.evaluation.sharing import noise_seed, over_ranks
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
@@ -141,6 +142,12 @@ def two_ranks(folder, report):
     report["draws"] = noise.unique().numel()
     report["skipped"] = warned
     report["spread_skipped"] = spread(accelerator, recording)
+
+    # Seven episodes on two ranks, one on two, and none.
+    for count in (7, 1, 0):
+        shared = over_ranks(count, lambda mine: [[index, rank] for index in mine])
+        report[f"shared_{count}"] = shared.tolist()
+    report["noise_seed"] = noise_seed(5)
 
     # The disk of the main process refuses: nobody may wait for it.
     if accelerator.is_main_process:

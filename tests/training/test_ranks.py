@@ -104,6 +104,15 @@ def test_a_bad_number_on_one_rank_is_skipped_by_all_and_named(folder):
     assert all(torch.isfinite(value).all() for value in parameters(folder / "noise").values())
 
 
+def test_episodes_are_shared_and_every_result_is_known_to_all(folder):
+    first, second = reports(folder, "two_ranks")
+    for report in (first, second):
+        assert report["shared_7"] == [[i, i % 2] for i in range(7)]
+        assert report["shared_1"] == [[0, 0]]
+        assert report["shared_0"] == []
+    assert first["noise_seed"] == 5 != second["noise_seed"]
+
+
 def test_nobody_waits_for_a_main_process_whose_disk_refuses(folder):
     first, second = reports(folder, "two_ranks")
     assert "Could not save a checkpoint" in first["refused"]
