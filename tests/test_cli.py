@@ -206,7 +206,8 @@ data.routes data.no-routes data.route-goals data.splice-radius data.words-fracti
 imitation.roles.planner imitation.roles.controller imitation.roles.policy
 imitation.condition-dropout
 training.max-steps training.batch-size training.learning-rate training.warmup-steps
-training.lr-schedule training.weight-decay training.gradient-clip training.ema-decay
+training.lr-schedule training.weight-decay training.gradient-clip training.max-skipped
+training.ema-decay
 training.mixed-precision training.compile training.no-compile training.checkpoint-every
 training.max-skipped training.keep-checkpoints training.evaluate-every training.log-every
 training.tracker training.seed
