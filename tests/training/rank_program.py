@@ -47,6 +47,9 @@ def imitation_module(config):
     torch.manual_seed(0)
     module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
     module.remember(torch.randn(16, 2, generator=torch.Generator().manual_seed(1)))
+    if config.goal.adaptation == "frozen":
+        # As a training does: what a phrase is encoded with decides the last digits of its states.
+        module.goal_encoder(PHRASES)
     return module
 
 
