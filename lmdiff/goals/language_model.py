@@ -57,8 +57,11 @@ def load(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrained
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        # Said, for transformers would else ask on a terminal whether to run the model's own code.
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
         # T5 and its kin have an encoder class of their own; a decoder is then never read at all.
         # What such a class saved no longer calls itself an encoder-decoder.
         encoder_only = any(name.endswith("EncoderModel") for name in config.architectures or [])
@@ -67,6 +70,7 @@ def load(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrained
         model, report = kind.from_pretrained(
             source,
             revision=revision,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
