@@ -107,7 +107,7 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         Gradients flow to the language model unless it is frozen.
 
         Raises:
-            GoalNotUnderstood: a phrase has more than `max_tokens` tokens.
+            GoalNotUnderstood: a phrase has more than `max_tokens` tokens, or is no Unicode.
         """
         if self.config["adaptation"] == "frozen":
             return self.base(phrases)
@@ -169,6 +169,8 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         if not phrases:
             return []
         limit = self.config["max_tokens"]
+        if any("\ud800" <= character <= "\udfff" for phrase in phrases for character in phrase):
+            raise GoalNotUnderstood("The goal holds half a character: it is not valid Unicode.")
         # A tokenizer needs seconds for megabytes; no token is that long.
         too_long = [phrase for phrase in phrases if len(phrase) > 64 * limit]
         rows: list[list[int]] = []

@@ -60,11 +60,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
     """Tokens of a prompt: a text, or a conversation through the tokenizer's chat template.
 
     Raises:
-        UserError: a conversation, but no chat template; no token; or the mask token among them,
-            which the sampler would take for a place to fill.
+        UserError: a conversation, but no chat template; no token; text that is no Unicode; or the
+            mask token among them, which the sampler would take for a place to fill.
     """
+    shown = repr(prompt) if len(repr(prompt)) < 80 else f"{prompt!r:.77}..."
     if isinstance(prompt, str):
-        ids = tokenizer(prompt).input_ids
+        ids = _ids(tokenizer, prompt)
     elif tokenizer.chat_template is None:
         raise UserError("The prompt is a conversation, but the tokenizer has no chat template.")
     else:
@@ -72,12 +73,22 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Mes
             [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
         )
         # The template wrote the special tokens already.
-        ids = tokenizer(text, add_special_tokens=False).input_ids
+        ids = _ids(tokenizer, text, add_special_tokens=False)
     if not ids:
-        raise UserError(f"The prompt {prompt!r} has no token.")
+        raise UserError(f"The prompt {shown} has no token.")
     if tokenizer.mask_token_id is not None and tokenizer.mask_token_id in ids:
-        raise UserError(f"The prompt contains the mask token {tokenizer.mask_token}: {prompt!r}")
-    return list(ids)
+        raise UserError(f"The prompt contains the mask token {tokenizer.mask_token}: {shown}")
+    return ids
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool = True
+) -> list[int]:
+    try:
+        text.encode()  # tokenizers raise a TypeError about half a character
+    except UnicodeEncodeError as error:
+        raise UserError(f"The text is not valid Unicode ({error.reason}). Type it anew.") from error
+    return list(tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
 
 
 def encode_completion(
@@ -89,7 +100,7 @@ def encode_completion(
         UserError: the completion does not fit into `length` tokens, holds the mask token, or the
             tokenizer has no end token.
     """
-    ids = list(tokenizer(completion, add_special_tokens=False).input_ids)
+    ids = _ids(tokenizer, completion, add_special_tokens=False)
     end = end_id(tokenizer)
     if end is None:
         raise UserError("The tokenizer has neither an eos nor a sep token to end a text with.")
