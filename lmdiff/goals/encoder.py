@@ -222,9 +222,14 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         self._cached_bytes = 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # .to(), .cuda(), .half(): what is kept lies on the old device, in the old precision.
-        self._forget()
-        return super()._apply(fn, recurse)
+        # .cuda(), .half(): what is kept lies on the old device, in the old precision. But a .to()
+        # that changes nothing must forget nothing: what a phrase was first encoded with decides
+        # the last digits of its states, and a resumed training needs the same ones.
+        before = self.device, self.dtype
+        applied = super()._apply(fn, recurse)
+        if (self.device, self.dtype) != before:
+            self._forget()
+        return applied
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         self._forget()

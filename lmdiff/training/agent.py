@@ -69,6 +69,7 @@ def train_agent(
         goal_states = GoalStateSampler(sampler.hops.states[ends], words)
         module.remember(goal_states.known(config.prior.known_states, config.training.seed))
 
+    module.to(accelerator.device)  # a later move would forget what is encoded here
     if words is not None and config.goal.adaptation == "frozen":
         # All at once, and so always in the same chunks: a phrase's states depend in their last
         # digits on what it is encoded with, and a resumed run must see the same ones.

@@ -76,6 +76,19 @@ def test_frozen_is_frozen_and_cached(tiny):
     assert calls == [1, 1]
 
 
+def test_a_move_to_where_it_is_forgets_nothing(tiny):
+    """Else a resumed training would encode its phrases in other company: other last digits."""
+    encoder = GoalEncoder(tiny["bert"])
+    first = encoder(["go", "go to the left"]).states
+    kept = dict(encoder._cache)
+    encoder.to("cpu")
+    encoder.float()
+    assert encoder._cache.keys() == kept.keys()
+    assert torch.equal(encoder(["go", "go to the left"]).states, first)
+    encoder.half()
+    assert not encoder._cache
+
+
 def test_the_cache_is_bounded(tiny, monkeypatch):
     monkeypatch.setattr("lmdiff.goals.encoder._CACHE_BYTES", 20 * 32 * 4)
     encoder = GoalEncoder(tiny["llama"])

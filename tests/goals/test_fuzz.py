@@ -91,19 +91,19 @@ def prompt(tokenizer, text):
         assert 0 < len(str(refused)) < 500
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=100)
 @given(text=TEXTS)
 def test_any_goal_is_answered_or_refused(known, maze, text):
     answer(known, maze, text)
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=100)
 @given(text=TEXTS)
 def test_any_prompt_is_encoded_or_refused(text):
     prompt(char_tokenizer("0123"), text)
 
 
-@settings(QUIET, max_examples=50)
+@settings(QUIET, max_examples=30)
 @given(text=TEXTS)
 def test_any_goal_without_a_check_is_encoded_or_refused(encoder, text):
     """`pipe.encode_goal`: no KnownGoals stand before it."""
