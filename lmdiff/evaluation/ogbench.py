@@ -30,7 +30,7 @@ def evaluate_ogbench(
                 for slot, which in enumerate(mine[first : first + AT_ONCE])
             ]
             run_episodes(pipe, group, settings, generator)
-            results += [[episode.success] for episode in group]
+            results += [[float(episode.success)] for episode in group]
         return results
 
     results = over_ranks(len(starts), run)
