@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from diffusers import BlockRefinementScheduler
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lmdiff.config import agent_from_dict, to_dict
@@ -52,7 +52,8 @@ def make_text_model(config: TextModelConfig, alphabet: str, init: Path | None = 
     if init is not None:
         pipe = load_text_agent(init, trust_remote_code=config.trust_remote_code)
         model, tokenizer, spec = pipe.model, pipe.tokenizer, pipe.spec
-        spec = _with_head(spec, model, config.head_part)
+        if config.head_part:
+            spec = replace(spec, head=config.head_part)
     elif config.source == "scratch":
         tokenizer = char_tokenizer(alphabet)
         mask_id, pad_id = (_token_id(tokenizer, role, "scratch") for role in ("mask", "pad"))
@@ -109,16 +110,6 @@ def _token_id(tokenizer: Any, role: str, source: str) -> int:
     return found
 
 
-def _with_head(spec: TextModelSpec, model: Any, head_part: str) -> TextModelSpec:
-    """A pipeline's spec says nothing of the head, which only training asks for."""
-    head = head_part or None
-    if head is None and isinstance(model, BertForMaskedLM):
-        head = bert_spec(model, spec.mask_id).head
-    return TextModelSpec(
-        spec.mask_id, spec.pad_id, spec.attention, spec.shifted, spec.positions, head
-    )
-
-
 def _with_adapters(model: Any, config: TextModelConfig) -> PeftModel:
     targets = list(config.lora_targets)
     lora = LoraConfig(
@@ -148,6 +139,7 @@ def make_text_pipeline(config: TextAgentConfig, parts: TextModel) -> TextPipelin
         attention=spec.attention,
         shifted=spec.shifted,
         positions=spec.positions,
+        head=spec.head,
         task=config.task.name,
         agent=config.name,
         evaluation=sampling,

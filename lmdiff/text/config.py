@@ -66,8 +66,9 @@ class TextModelConfig:
     """Class that reads a model: masked (BERT), causal (Llama), own (LLaDA, Dream: its own code)."""
     head_part: str = ""
     """Dotted name of the part from which on each place is computed by itself; saves memory."""
-    attention: Literal["padding", "full4d"] = "padding"
-    """Attention mask: [B, L], or [B, 1, L, L] for classes that are causal without one (Dream)."""
+    attention: Literal["padding", "full4d", "prefix"] = "padding"
+    """Attention mask: [B, L]; [B, 1, L, L] for classes that are causal without one (Dream); or so
+    that prompts do not see completions (see TextModelSpec)."""
     shifted: bool = False
     """The logits at place i - 1 predict token i (Dream)."""
     positions: bool = True
