@@ -8,14 +8,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tyro
 
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.train_verbs import Train, train_command
-from lmdiff.verbs import Agents, Bench, Chat, Data, Eval, Run
+from lmdiff.verbs import Agents, Bench, Chat, Data, Doctor, Eval, Run
 
 INTERRUPTED = 130
 
@@ -27,6 +27,7 @@ VERBS: dict[str, type] = {
     "chat": Chat,
     "eval": Eval,
     "bench": Bench,
+    "doctor": Doctor,
 }
 
 
@@ -38,10 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = words[0]
     # A user's warning is for developers of libraries; their own come through `warnings` too.
     try:
+        processes, words = _processes(words)
+        if processes > 1:
+            from lmdiff.training.launch import launch
+
+            return launch(processes, words)
         default = train_command(words[1:]) if verb == "train" else None
         form = VERBS[verb] if default is None else type(default)
         command: Any = tyro.cli(form, args=words[1:], default=default, prog=f"lmdiff {verb}")
-        return command.run()
+        with _rank_of_several(verb):
+            return command.run()
     except UserError as error:
         _report(error, words)
         return error.exit_code
@@ -52,6 +59,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _processes(words: Sequence[str]) -> tuple[int, list[str]]:
+    """The value of `--processes` of `train` and `eval` (1 by default), and the other words."""
+    if words[0] not in ("train", "eval"):
+        return 1, list(words)
+    rest, value, given = [], "1", iter(words)
+    for word in given:
+        if word == "--processes":
+            value = next(given, "")
+        elif word.startswith("--processes="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"--processes {value}: give the number of processes, at least 1.")
+    return int(value), rest
+
+
+@contextlib.contextmanager
+def _rank_of_several(verb: str) -> Iterator[None]:
+    """An evaluation that a launcher started joins the other ranks; the first one speaks for all."""
+    if verb != "eval" or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    from lmdiff.training.launch import make_accelerator
+
+    accelerator = make_accelerator()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        silent = contextlib.redirect_stdout(nowhere)
+        with contextlib.nullcontext() if accelerator.is_main_process else silent:
+            yield
 
 
 def _usage(words: Sequence[str]) -> int:
@@ -66,6 +105,7 @@ def _usage(words: Sequence[str]) -> int:
     print("usage: lmdiff VERB ...   (lmdiff VERB --help tells more)\n", file=stream)
     for name, verb in VERBS.items():
         print(f"  {name:8} {(verb.__doc__ or '').splitlines()[0]}", file=stream)
+    print("\ntrain and eval take --processes N: see docs/multi-gpu.md", file=stream)
     return 0 if known and words else 2
 
 

@@ -3,6 +3,7 @@
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -158,6 +159,11 @@ class Eval:
 
             control = "phrases", "guidance_scale", "role", "ogbench_episodes"
             _refuse(self, "writes text", *control)
+            if "WORLD_SIZE" in os.environ:
+                raise UserError(
+                    f"{self.agent} writes text, whose evaluation is not shared among processes "
+                    "yet: leave --processes and launchers out."
+                )
             return evaluate_text(self)
         from lmdiff.evaluation.commands import evaluate
 
@@ -199,3 +205,16 @@ def _refuse(command: Run | Eval, kind: str, *options: str) -> None:
         if isinstance(given, Writing):
             name = next(f.name for f in fields(Writing) if getattr(given, f.name) != f.default)
         raise UserError(f"{command.agent} {kind}; --{name.replace('_', '-')} is not for it.")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Does training work on this machine? Tries ranks, a crash and speed; says what mends it."""
+
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def run(self) -> int:
+        from lmdiff.doctor import doctor
+
+        return doctor(self.json)

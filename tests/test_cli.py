@@ -212,6 +212,8 @@ training.mixed-precision training.compile training.no-compile training.checkpoin
 training.max-skipped training.keep-checkpoints training.evaluate-every training.log-every
 training.tracker training.seed
 evaluation.num-inference-steps evaluation.guidance-scale evaluation.episodes evaluation.seed
+evaluation.projection-steps
+data.recorded-hops
 """
 
 
@@ -272,6 +274,7 @@ def test_options_of_train_for_text(
         ),
         ("bench", "help agent repeats output json no-json"),
         ("data", "help quiet no-quiet"),
+        ("doctor", "help json no-json"),
     ],
 )
 def test_options_of_the_other_verbs(
@@ -327,6 +330,38 @@ def test_any_setting_of_a_text_agent_can_be_overridden(
     assert (config.task.blanks, config.sampling.threshold) == ((2, 3), 0.9)
     assert (config.algorithm, config.name) == ("pretrain", "sudoku-sft")
     assert config.training == own.training
+
+
+@pytest.mark.parametrize(
+    "given", [["--processes", "3", "--quiet"], ["--quiet", "--processes=3"]], ids=["two", "one"]
+)
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_processes_are_launched(
+    verb: str, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    monkeypatch.setattr(
+        "lmdiff.training.launch.launch", lambda n, words: launched.append((n, words)) or 130
+    )
+    assert cli.main([verb, "pointmaze-medium", *given]) == 130
+    assert launched == [(3, [verb, "pointmaze-medium", "--quiet"])]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
+def test_senseless_processes_are_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "pointmaze-medium", "--processes", value]) == 2
+    assert "--processes" in capsys.readouterr().err
+
+
+def test_a_launched_process_launches_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmdiff.errors import UserError
+    from lmdiff.training.launch import launch
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="leave --processes out"):
+        launch(2, ["train"])
+    with pytest.raises(UserError, match="at least 1"):
+        launch(0, ["train"])
 
 
 def test_json_of_a_refusal_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
