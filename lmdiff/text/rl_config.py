@@ -136,6 +136,7 @@ class TextRLConfig(TextRLSettings):
     ema_decay: float = 0.0
     """Average of the weights that is evaluated and saved; 0: the present weights."""
     bf16: bool = False
+    torch_compile: bool = False
     seed: int = 0
     logging_steps: int = 10
     save_steps: int = 50

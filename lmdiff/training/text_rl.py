@@ -17,44 +17,44 @@ The loop is the project's (lmdiff/training/loop.py): this file gives it a module
 import copy
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    BertForMaskedLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from lmdiff.algos.policy_loss import check_policy, needs_old, needs_reference
-from lmdiff.config import TrainingConfig, to_dict
-from lmdiff.denoisers.text_loading import load_text_model
-from lmdiff.denoisers.text_models import TextModelSpec, bert_spec, check_text_model
+from lmdiff.config import to_dict
+from lmdiff.denoisers.text_models import TextModelSpec
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_pipeline import TextPipeline
 from lmdiff.pipelines.text_sampling import SamplingSettings
-from lmdiff.text.prompts import Row, check_prompts, read_prompts
 from lmdiff.text.rewards import RewardFunction, check_weights, load_rewards
 from lmdiff.text.rl_config import TextRLConfig
-from lmdiff.training.callbacks import Event
+from lmdiff.training.callbacks import Evaluate, Event
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import MASKS, derived_seed
 from lmdiff.training.text_rl_logs import Callbacks, CompletionsLog, Signs
 from lmdiff.training.text_rl_module import TextRLBatch, TextRLModule, policy_config
+from lmdiff.training.text_rl_setup import (
+    Dataset,
+    check_same_settings,
+    pipeline_of,
+    rebuilt,
+    rows_of,
+    training_config,
+    training_spec,
+    with_adapters,
+)
 from lmdiff.training.text_rollouts import Rollouts, score_rows
 
 Rewards = str | RewardFunction | Sequence[str | RewardFunction]
-Dataset = str | Path | Iterable[Mapping[str, Any]]
-"""A .jsonl or .parquet file, the id of a data set, or rows (also a `datasets.Dataset`)."""
 
 
 class TextRLTrainer:
@@ -75,6 +75,8 @@ class TextRLTrainer:
             on_evaluate, on_save and on_train_end; `control.should_training_stop` is obeyed.
         accelerator: one of your own.
         manifest: what else run.json should tell.
+        spec: conventions of the model, if more is known of it than its pipeline says (the head).
+        evaluate: for a look during training (see loop.train) in place of `eval_dataset`'s rewards.
 
     Raises:
         UserError: settings that do not go together, a model or a data set that cannot be used.
@@ -93,6 +95,8 @@ class TextRLTrainer:
         *,
         accelerator: Accelerator | None = None,
         manifest: Mapping[str, Any] | None = None,
+        spec: TextModelSpec | None = None,
+        evaluate: Evaluate | None = None,
     ):
         self.args = args = args or TextRLConfig()
         check_policy(policy_config(args))
@@ -101,8 +105,8 @@ class TextRLTrainer:
         self._sampling(0.0)  # refuses what cannot be sampled
         if train_dataset is None:
             raise UserError("There are no prompts: give train_dataset=...")
-        self.train_rows = _rows(train_dataset)
-        self.eval_rows = None if eval_dataset is None else _rows(eval_dataset)
+        self.train_rows = rows_of(train_dataset)
+        self.eval_rows = None if eval_dataset is None else rows_of(eval_dataset)
         if accelerator is None:
             accelerator = make_accelerator()
             accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
@@ -112,16 +116,19 @@ class TextRLTrainer:
                 f"The accelerator accumulates {self.accelerator.gradient_accumulation_steps} "
                 f"batches, and gradient_accumulation_steps = {args.gradient_accumulation_steps}."
             )
-        self.pipe = _with_adapters(_pipeline(model, processing_class), peft_config)
+        self.pipe = with_adapters(pipeline_of(model, processing_class), peft_config)
         policy: nn.Module = self.pipe.model
         adapted = isinstance(policy, PeftModel)
         reference = None
         if needs_reference(policy_config(args)) and not adapted:
             reference = copy.deepcopy(policy).requires_grad_(False).eval()
-        self.module = TextRLModule(policy, _training_spec(self.pipe), args, reference)
+        self.module = TextRLModule(policy, spec or training_spec(self.pipe), args, reference)
         self.module.to(self.accelerator.device)
         self.rollouts = Rollouts(self.pipe, self.train_rows, self.rewards, args)
         self.callbacks = Callbacks(callbacks, args, policy, self.pipe.tokenizer)
+        self._evaluate = evaluate
+        if evaluate is None and self.eval_rows is not None:
+            self._evaluate = lambda _, __: self.evaluate()
         self.manifest = {"rl": to_dict(args), **(manifest or {})}
         self._round: dict[int, list[TextRLBatch]] = {}
         self._log = CompletionsLog(args, self.accelerator.is_main_process)
@@ -149,6 +156,8 @@ class TextRLTrainer:
                 f"resume_from_checkpoint = {resume_from_checkpoint}: a run goes on in its own "
                 f"folder, from its newest checkpoint. Set output_dir to it (now {run_dir})."
             )
+        if resume_from_checkpoint:
+            check_same_settings(self.args, run_dir)
         self._log.begin(run_dir, bool(resume_from_checkpoint))
         self.callbacks.tell("on_train_begin", 0)
         metrics = train(
@@ -157,7 +166,7 @@ class TextRLTrainer:
             self.batch,
             run_dir,
             accelerator=self.accelerator,
-            evaluate=None if self.eval_rows is None else lambda _, __: self.evaluate(),
+            evaluate=self._evaluate,
             watch=self._watch,
             round_steps=self.args.num_iterations,
             manifest=self.manifest,
@@ -208,7 +217,7 @@ class TextRLTrainer:
         Raises:
             UserError: there are no prompts to evaluate on.
         """
-        rows = self.eval_rows if eval_dataset is None else _rows(eval_dataset)
+        rows = self.eval_rows if eval_dataset is None else rows_of(eval_dataset)
         if rows is None:
             raise UserError("There is nothing to evaluate on: give eval_dataset=...")
         sums: dict[str, list[float]] = {}
@@ -232,7 +241,7 @@ class TextRLTrainer:
         model: Any = self.pipe.model
         pipe = self.pipe
         if isinstance(model, PeftModel):
-            pipe = _rebuilt(pipe, copy.deepcopy(model).merge_and_unload())
+            pipe = rebuilt(pipe, copy.deepcopy(model).merge_and_unload())
         pipe.save_pretrained(str(written))
         if isinstance(model, PeftModel):
             model.save_pretrained(written / "adapter")
@@ -267,67 +276,3 @@ class TextRLTrainer:
                 self.callbacks.tell("on_evaluate", step, metrics=evaluated)
             return False
         return self.callbacks.tell("on_step_end" if event == "step" else "on_save", step)
-
-
-def training_config(args: TextRLConfig) -> TrainingConfig:
-    """The loop's settings, by its own names."""
-    return TrainingConfig(
-        max_steps=args.max_steps,
-        batch_size=args.per_device_train_batch_size,
-        learning_rate=args.learning_rate,
-        warmup_steps=args.warmup_steps,
-        lr_schedule=args.lr_scheduler_type,
-        weight_decay=args.weight_decay,
-        gradient_clip=args.max_grad_norm,
-        ema_decay=args.ema_decay,
-        mixed_precision="bf16" if args.bf16 else "no",
-        checkpoint_every=args.save_steps,
-        keep_checkpoints=args.save_total_limit,
-        evaluate_every=args.eval_steps,
-        log_every=args.logging_steps,
-        tracker=args.report_to,
-        seed=args.seed,
-    )
-
-
-def _rows(source: Dataset) -> list[Row]:
-    return read_prompts(source) if isinstance(source, str | Path) else check_prompts(source)
-
-
-def _pipeline(
-    model: str | Path | PreTrainedModel | TextPipeline,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> TextPipeline:
-    if isinstance(model, TextPipeline):
-        return model
-    if isinstance(model, str | Path):
-        for folder in (Path(model), Path(model) / "agent"):
-            if (folder / "model_index.json").is_file():
-                return TextPipeline.from_pretrained(folder)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-        model = load_text_model(str(model), "masked")
-    if tokenizer is None:
-        raise UserError("Which tokenizer does the model have? Give processing_class=...")
-    pipe = TextPipeline(model, tokenizer)
-    check_text_model(model, pipe.spec, len(tokenizer))
-    return pipe
-
-
-def _rebuilt(pipe: TextPipeline, model: Any) -> TextPipeline:
-    """The same pipeline around another model."""
-    settings = {k: v for k, v in pipe.config.items() if not k.startswith("_")}
-    settings = {k: v for k, v in settings.items() if k not in ("model", "tokenizer", "scheduler")}
-    return TextPipeline(model, pipe.tokenizer, pipe.scheduler, **settings)
-
-
-def _with_adapters(pipe: TextPipeline, peft_config: PeftConfig | None) -> TextPipeline:
-    if peft_config is None:
-        return pipe
-    return _rebuilt(pipe, get_peft_model(pipe.model, peft_config))
-
-
-def _training_spec(pipe: TextPipeline) -> TextModelSpec:
-    """With the head that a BERT is known to have: less to compute, the same numbers."""
-    model: Any = pipe.model
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return bert_spec(inner, pipe.spec.mask_id) if isinstance(inner, BertForMaskedLM) else pipe.spec

@@ -357,6 +357,14 @@ def test_models_and_data_may_come_as_files(tmp_path):
         by_path.train(str(tmp_path / "elsewhere"))
 
 
+def test_a_run_is_not_resumed_as_another(tmp_path):
+    make_trainer(tmp_path, max_steps=2).train(quiet=True)
+    with pytest.raises(UserError, match="other settings of objective, temperature"):
+        make_trainer(tmp_path, objective="wd1", temperature=0.5).train(True, quiet=True)
+    make_trainer(tmp_path, max_steps=3, save_steps=1).train(True, quiet=True)
+    assert lines(tmp_path)[-1]["step"] == 3
+
+
 def test_prompts_come_once_an_epoch_in_an_order_of_their_own(tmp_path):
     trainer = make_trainer(tmp_path, per_device_train_batch_size=4)
     epochs = [[trainer.rollouts.order(4 * epoch + i, 1)[0] for i in range(4)] for epoch in range(6)]
