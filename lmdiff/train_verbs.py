@@ -33,6 +33,7 @@ from lmdiff.text.config import (
     TextModelConfig,
     TextTaskConfig,
 )
+from lmdiff.text.rl_config import TextRLSettings
 
 A = TypeVar("A", AgentConfig, TextAgentConfig)
 
@@ -93,6 +94,7 @@ class TrainText:
     model: TextModelConfig = field(default_factory=TextModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: TextRLSettings = field(default_factory=TextRLSettings)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: TextEvaluationConfig = field(default_factory=TextEvaluationConfig)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmdiff.config import TrainingConfig
+from lmdiff.text.rl_config import TextRLSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,5 +146,6 @@ class TextAgentConfig:
     model: TextModelConfig = field(default_factory=TextModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    rl: TextRLSettings = field(default_factory=TextRLSettings)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: TextEvaluationConfig = field(default_factory=TextEvaluationConfig)

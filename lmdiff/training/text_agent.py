@@ -23,6 +23,7 @@ from lmdiff.training.loop import train
 from lmdiff.training.manifest import changed_fields, read_run
 from lmdiff.training.ranks import shard_of
 from lmdiff.training.sft import Examples, SFTModule
+from lmdiff.training.text_rl_agent import train_rl
 
 _RESUMABLE = {"training", "evaluation", "name", "description"}
 _VALIDATION_ROWS = 100
@@ -49,14 +50,23 @@ def train_text_agent(
         UserError: a config, run directory or checkpoint that does not fit.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    if config.algorithm == "rl":
-        raise UserError("algorithm = 'rl' is trained by lmdiff.training.text_rl.TextRLTrainer.")
     if resume:
         init = check_resumable(config, run_dir)
     task = make_task(config.task)
     # Every rank initialises alike; their batches differ.
     set_seed(config.training.seed)
     parts = make_text_model(config.model, task.alphabet, init)
+    if config.algorithm == "rl":
+        return train_rl(
+            config,
+            task,
+            parts,
+            run_dir,
+            manifest=manifest_of(config, init),
+            evaluate=validation(config, task, parts),
+            resume=resume,
+            quiet=quiet,
+        )
     return train_sft(config, task, parts, run_dir, init=init, resume=resume, quiet=quiet)
 
 

@@ -19,10 +19,9 @@ from lmdiff.pipelines.text_pipeline import TextPipeline
 from lmdiff.text.prompts import Row
 from lmdiff.text.rewards import RewardFunction, RewardSettings, Scores, score
 from lmdiff.text.rl_config import TextRLConfig
+from lmdiff.text.tasks import columns_of
 from lmdiff.text.tokenizer import end_id
 from lmdiff.training.seeds import ROLLOUT, SHUFFLE, derived_seed
-
-_NOT_COLUMNS = ("prompt", "completion")
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,6 @@ def score_rows(
     args: TextRLConfig,
 ) -> Scores:
     """Rewards of completions; a conversation's completion is a message, as with TRL."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_COLUMNS)
     return score(
         rewards,
         [row["prompt"] for row in rows],
@@ -154,7 +152,7 @@ def score_rows(
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
         ],
-        {name: [row.get(name) for row in rows] for name in names},
+        columns_of(rows),
         args.reward_weights,
         RewardSettings(args.reward_time_limit, args.on_reward_error),
     )
