@@ -114,7 +114,15 @@ class Callbacks:
 
 
 class Signs:
-    """Warns, once each, of settings and signs that were measured to make a model worse."""
+    """Warns, once each, of what was measured to make a model worse, or to teach it nothing.
+
+    A Sudoku agent that solved 80% of 100 held-out puzzles was trained for 40 updates of 64
+    completions (bgpo, one seed). The learning rate 2e-4 alone, or 4 tokens a denoising step alone,
+    did no harm (87% after 20 updates; 88% after 40). Both together left 70%, and with two updates a
+    batch 60% after 20 updates, while ratios reached 13 and the reward in training hardly moved.
+    """
+
+    FAST, SEVERAL_TOKENS, FAR_RATIO, EQUAL_GROUPS = 1e-4, 1.5, 5.0, 0.95
 
     def __init__(self, args: TextRLConfig):
         self.args = args
@@ -122,9 +130,31 @@ class Signs:
 
     def look(self, figures: dict[str, Any]) -> None:
         """Look at a line of metrics."""
+        tokens, rate = figures.get("tokens_per_step", 1.0), self.args.learning_rate
+        if tokens > self.SEVERAL_TOKENS and rate > self.FAST:
+            self._tell(
+                "tokens",
+                f"Roll-outs write {tokens:.1f} tokens a denoising step, each without regard to the "
+                f"others, and learning_rate = {rate:g} is high: together they made a Sudoku agent "
+                f"worse (80% to 70%), and neither did alone. Set num_inference_steps to "
+                f"{self.args.max_completion_length} (one token a step), or learning_rate to 5e-5.",
+            )
+        if figures.get("ratio/max", 1.0) > self.FAR_RATIO:
+            self._tell(
+                "ratio",
+                f"A ratio to the policy that sampled has reached {figures['ratio/max']:.3g}: the "
+                "updates on one batch of roll-outs take the policy too far from it. Set "
+                "num_iterations = 1, or lower the learning_rate.",
+            )
+        if figures.get("frac_reward_zero_std", 0.0) > self.EQUAL_GROUPS:
+            self._tell(
+                "equal",
+                f"In {figures['frac_reward_zero_std']:.0%} of the groups all rewards are equal, "
+                "and such groups teach nothing: the task is solved, or too hard, or "
+                "needs a higher temperature or more num_generations.",
+            )
 
-    def tell(self, name: str, message: str) -> None:
-        """Warn, if it was not told before."""
+    def _tell(self, name: str, message: str) -> None:
         if name not in self.told:
             self.told.add(name)
             warnings.warn(message, stacklevel=2)

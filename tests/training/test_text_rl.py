@@ -23,6 +23,7 @@ from lmdiff.text.tokenizer import char_tokenizer
 from lmdiff.training.checkpoints import latest_checkpoint, list_checkpoints
 from lmdiff.training.metrics import read_metrics
 from lmdiff.training.text_rl import TextRLTrainer
+from lmdiff.training.text_rl_logs import Signs
 from lmdiff.training.text_rl_module import policy_config
 
 L = 6
@@ -371,3 +372,24 @@ def test_prompts_come_once_an_epoch_in_an_order_of_their_own(tmp_path):
     assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     assert trainer.rollouts.order(2, 8) == [*epochs[0][2:], *epochs[1], *epochs[2][:2]]
+
+
+def test_careless_settings_are_warned_of_once(tmp_path, recwarn):
+    signs = Signs(make_args(tmp_path, learning_rate=5e-5))
+    signs.look({"tokens_per_step": 4.0, "ratio/max": 1.2, "frac_reward_zero_std": 0.5})
+    Signs(make_args(tmp_path, learning_rate=2e-4)).look({"tokens_per_step": 1.0})
+    assert not recwarn.list
+    both = Signs(make_args(tmp_path, learning_rate=2e-4))
+    for _ in range(2):
+        both.look({"tokens_per_step": 4.0, "ratio/max": 13.0, "frac_reward_zero_std": 1.0})
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == 3
+    assert "num_inference_steps to 6" in told[0]
+    assert "num_iterations = 1" in told[1]
+    assert "100% of the groups" in told[2]
+
+
+def test_a_careless_run_warns(tmp_path):
+    trainer = make_trainer(tmp_path, num_inference_steps=2, learning_rate=1e-2, max_steps=2)
+    with pytest.warns(UserWarning, match="3.0 tokens a denoising step"):
+        trainer.train(quiet=True)
