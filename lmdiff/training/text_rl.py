@@ -7,7 +7,7 @@
         return [text.count("3") / 8 for text in completions]
 
     args = TextRLConfig(output_dir="runs/threes", max_completion_length=8, max_steps=40)
-    trainer = TextRLTrainer("runs/sudoku-sft", threes, args, [{"prompt": "write"}])
+    trainer = TextRLTrainer("runs/sudoku-sft", threes, args, [{"prompt": "0034002013424210"}])
     trainer.train()
     trainer.save_model("runs/threes/agent")
 
@@ -244,7 +244,7 @@ class TextRLTrainer:
             pipe = rebuilt(pipe, copy.deepcopy(model).merge_and_unload())
         pipe.save_pretrained(str(written))
         if isinstance(model, PeftModel):
-            model.save_pretrained(written / "adapter")
+            model.save_pretrained(str(written / "adapter"))
         shutil.rmtree(folder, ignore_errors=True)
         written.rename(folder)
 
