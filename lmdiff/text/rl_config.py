@@ -33,7 +33,8 @@ class TextRLSettings:
     temperature: float = 1.0
     """Of the tokens in roll-outs."""
     num_inference_steps: int | None = None
-    """Denoising steps of a roll-out; by default one token a step."""
+    """Denoising steps of a roll-out; by default one token a step. A `threshold` that the pipeline
+    has by default writes more in a step here, too."""
     block_length: int | None = None
     """Roll-outs fill blocks of so many tokens from left to right; by default the whole at once."""
     order: Literal["confidence", "entropy", "random", "left_to_right"] = "confidence"

@@ -362,6 +362,10 @@ def test_a_run_is_not_resumed_as_another(tmp_path):
     make_trainer(tmp_path, max_steps=2).train(quiet=True)
     with pytest.raises(UserError, match="other settings of objective, temperature"):
         make_trainer(tmp_path, objective="wd1", temperature=0.5).train(True, quiet=True)
+    shown = (tmp_path / "run/completions.jsonl").read_text()
+    with pytest.raises(UserError, match="holds a run already"):
+        make_trainer(tmp_path, max_steps=2).train(quiet=True)
+    assert (tmp_path / "run/completions.jsonl").read_text() == shown != ""
     make_trainer(tmp_path, max_steps=3, save_steps=1).train(True, quiet=True)
     assert lines(tmp_path)[-1]["step"] == 3
 
