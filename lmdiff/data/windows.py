@@ -8,7 +8,7 @@ the whole window; after the goal, the window rests there. Windows follow stitche
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +92,8 @@ class WindowSampler:
             self.routes = shortest_routes(self.hops, self.goals, self.splice_radius)
             self._useful = np.union1d(self.hops.moving, self.goals)
             self._useful_tree = KDTree(self.hops.states[self._useful])
-            self._ways_out = np.arange(1, min(_WAYS_OUT, len(self._useful)) + 1)
+            # A list keeps the neighbours' axis where there is only one.
+            self._ways_out: Any = list(range(1, min(_WAYS_OUT, len(self._useful)) + 1))
         # Hops recorded before each state, for windows without routes.
         starts = np.flatnonzero(np.concatenate([[True], ~self.hops.followed[:-1]]))
         lead = starts[np.searchsorted(starts, np.arange(count), side="right") - 1]

@@ -6,6 +6,8 @@ they change with every step, and reuse would be an approximation (Fast-dLLM, arX
 dKV-Cache, arXiv:2505.15781); that is not done here.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -55,7 +57,8 @@ class PromptStates:
                 raise UserError(
                     f"{type(model).__name__} keeps no keys and values of a prompt: use full4d."
                 )
-        self.layers = [(layer.keys, layer.values) for layer in cache.layers]
+        cached: Any = cache.layers
+        self.layers = [(layer.keys, layer.values) for layer in cached]
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, mask: Tensor, where: Tensor, rows: Tensor) -> Tensor:

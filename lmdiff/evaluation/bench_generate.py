@@ -50,7 +50,7 @@ class Calls:
 
 
 def _llada2(model: Any, prompts: Tensor, pads: Tensor, mask_id: int, **settings: Any) -> Sample:
-    pipe = LLaDA2Pipeline(model, BlockRefinementScheduler())
+    pipe: Any = LLaDA2Pipeline(model, BlockRefinementScheduler())
     pipe.set_progress_bar_config(disable=True)
     usual: dict[str, Any] = {"eos_early_stop": False, "output_type": "seq"}
 
@@ -69,7 +69,7 @@ def _llada2(model: Any, prompts: Tensor, pads: Tensor, mask_id: int, **settings:
 def generate_speed(repeats: int, size: Size | None = None) -> Table:
     """Tokens a second with fresh weights: the cost of a model call, by what is left out of it."""
     size = size or Size()
-    tokenizer = char_tokenizer(
+    tokenizer: Any = char_tokenizer(
         "".join(chr(0x4E00 + i) for i in range(size.vocabulary - len(SPECIAL)))
     )
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def generate_speed(repeats: int, size: Size | None = None) -> Table:
         ),
     }
     prompts, pads = ours["as LLaDA2Pipeline"].encode(texts)
-    settings = {
+    settings: dict[str, Any] = {
         "generation_length": size.completion,
         "block_length": block,
         "num_inference_steps": 4 * steps,
