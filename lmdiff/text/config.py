@@ -119,6 +119,9 @@ class SFTConfig:
     """How masks are drawn (lmdiff/denoisers/text_draws.py)."""
     samples: int = 1
     """Masked copies of each text; more of them mean less noise, and as many forwards."""
+    stop_at: float = 0.0
+    """End early, once this share of the validation prompts is solved (asked every
+    training.evaluate_every steps): a start that leaves RL something to do. 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

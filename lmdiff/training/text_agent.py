@@ -18,6 +18,7 @@ from lmdiff.pipelines.text_agents import (
 )
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import TextTask, make_task
+from lmdiff.training.callbacks import Event, Watch
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import changed_fields, read_run
@@ -99,6 +100,7 @@ def train_sft(
         run_dir,
         accelerator=accelerator,
         evaluate=validation(config, task, parts),
+        watch=stopping_at(config),
         manifest=manifest_of(config, init),
         resume=resume,
         quiet=quiet,
@@ -135,6 +137,31 @@ def check_resumable(config: TextAgentConfig, run_dir: Path) -> Path | None:
         )
     init = run["manifest"]["init"]
     return None if init is None else Path(init)
+
+
+def stopping_at(config: TextAgentConfig) -> Watch | None:
+    """For the loop's `watch`: end one step after `sft.stop_at` of the validation is solved.
+
+    Raises:
+        UserError: it is never looked at.
+    """
+    share = config.sft.stop_at
+    if share <= 0:
+        return None
+    if config.training.evaluate_every < 1:
+        raise UserError(
+            f"sft.stop_at = {share:g} needs an evaluation now and then: set "
+            "--training.evaluate-every 10."
+        )
+    best = 0.0
+
+    def watch(event: Event, step: int, figures: dict[str, Any]) -> bool:
+        nonlocal best
+        if event == "log":
+            best = max(best, figures.get("eval/solved", 0.0))
+        return event == "step" and best >= share
+
+    return watch
 
 
 def validation(
