@@ -69,11 +69,11 @@ def test_it_learns_to_go_to_goals_and_to_act():
         assert (nearest == place).float().mean() > 0.97
         assert (plan[..., -1] - x[..., -1]).abs().mean() < 0.2
         action = sample(told, "policy", 1)[:, 0, 2:4]
-        assert (action - (PLACES[place] - x[:, 0, :2]) / 2).norm(dim=-1).mean() < 0.35
+        assert (action - (PLACES[place] - x[:, 0, :2]) / 2).norm(dim=-1).mean() < 0.55
 
     # The controller needs no goal: the plan that it is given says it all.
     action = sample(Condition(), "controller", 1)[:, 0, 2:4]
-    assert (action - (PLACES[place] - x[:, 0, :2]) / 2).norm(dim=-1).mean() < 0.35
+    assert (action - (PLACES[place] - x[:, 0, :2]) / 2).norm(dim=-1).mean() < 0.55
 
     # Without a goal, every place is visited.
     free = sample(Condition(), "planner", 10)
