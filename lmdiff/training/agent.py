@@ -17,7 +17,6 @@ from lmdiff.data.normalizer import Normalizer
 from lmdiff.data.routes import Hops
 from lmdiff.data.windows import WindowSampler
 from lmdiff.denoisers.recorded_hops import RecordedHops
-from lmdiff.errors import UserError
 from lmdiff.evaluation.language import draw_trials, run_trials
 from lmdiff.evaluation.rollout import Settings
 from lmdiff.goals.encoder import GoalEncoder
@@ -29,13 +28,12 @@ from lmdiff.tasks.pointmaze import PointMaze
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
-from lmdiff.training.manifest import changed_fields, read_run
+from lmdiff.training.manifest import check_same_agent
 from lmdiff.training.ranks import shard_of
 
 _NORMALIZER_WINDOWS = 4096
 _NO_RANK = 2**31  # the windows that fit the normaliser are no process's batch
 _REFUSAL_PHRASES = 1500
-_RESUMABLE = {"training", "evaluation", "name", "description"}
 
 
 def train_agent(
@@ -48,7 +46,7 @@ def train_agent(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     if resume:
-        _check_resumable(config, run_dir)
+        check_same_agent(run_dir, to_dict(config))
     accelerator = make_accelerator()
     with accelerator.main_process_first():
         episodes = load_or_generate(config.task, quiet=quiet or not accelerator.is_main_process)
@@ -106,23 +104,6 @@ def _recorded_hops(config: AgentConfig, hops: Hops, normalizer: Normalizer) -> R
     states = normalizer.encode_part(torch.from_numpy(hops.states)).numpy()
     before, after = states[hops.moving], states[hops.moving + 1]
     return RecordedHops.of(before, after, config.data.recorded_hops, config.training.seed)
-
-
-def _check_resumable(config: AgentConfig, run_dir: Path) -> None:
-    """The loop compares its own settings; these are the rest: another task is another run."""
-    run = read_run(run_dir)
-    if run is None:
-        raise UserError(f"Nothing to resume in {run_dir}: it has no run.json. Known runs: runs/*")
-    changed = [
-        name
-        for name in changed_fields(run["manifest"]["agent"], to_dict(config))
-        if name.split(".")[0] not in _RESUMABLE
-    ]
-    if changed:
-        raise UserError(
-            f"{run_dir} was trained with other settings of {', '.join(changed)}. Train anew with "
-            "another --output."
-        )
 
 
 def _evaluation(

@@ -125,6 +125,34 @@ def check_same_run(
     warn_about_changes(old, new)
 
 
+def check_same_agent(run_dir: Path, agent: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's manifest, if it is this agent's: another task, say, is another run.
+
+    The loop compares its own settings (`check_same_run`); these are the rest.
+
+    Args:
+        run_dir: of a run whose manifest tells its "agent".
+        agent: the agent's config as a dict, now.
+
+    Raises:
+        UserError: there is no run, or one of other settings.
+    """
+    run = read_run(run_dir)
+    if run is None:
+        raise UserError(f"Nothing to resume in {run_dir}: it has no run.json. Known runs: runs/*")
+    changed = [
+        name
+        for name in changed_fields(run["manifest"]["agent"], agent)
+        if name.split(".")[0] not in ("training", "evaluation", "name", "description")
+    ]
+    if changed:
+        raise UserError(
+            f"{run_dir} was trained with other settings of {', '.join(changed)}. Train anew with "
+            "another --output."
+        )
+    return run["manifest"]
+
+
 def warn_about_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Warn about what a resumed run may differ in, at the price of not being bit-identical."""
     # Runs of before `launch` was written lack it: nothing is known of how they were started.

@@ -21,12 +21,11 @@ from lmdiff.text.tasks import TextTask, make_task
 from lmdiff.training.callbacks import Event, Watch
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
-from lmdiff.training.manifest import changed_fields, read_run
+from lmdiff.training.manifest import check_same_agent
 from lmdiff.training.ranks import shard_of
 from lmdiff.training.sft import Examples, SFTModule
 from lmdiff.training.text_rl_agent import train_rl
 
-_RESUMABLE = {"training", "evaluation", "name", "description"}
 _VALIDATION_ROWS = 100
 
 
@@ -52,7 +51,8 @@ def train_text_agent(
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     if resume:
-        init = check_resumable(config, run_dir)
+        started_from = check_same_agent(run_dir, to_dict(config))["init"]
+        init = None if started_from is None else Path(started_from)
     task = make_task(config.task)
     # Every rank initialises alike; their batches differ.
     set_seed(config.training.seed)
@@ -112,31 +112,8 @@ def train_sft(
 
 
 def manifest_of(config: TextAgentConfig, init: Path | None) -> dict[str, Any]:
-    """What run.json tells of a text agent, and `check_resumable` reads."""
+    """What run.json tells of a text agent, and a resume reads."""
     return {"agent": to_dict(config), "init": None if init is None else str(init.resolve())}
-
-
-def check_resumable(config: TextAgentConfig, run_dir: Path) -> Path | None:
-    """The agent that a run started from, if any; the loop compares its own settings.
-
-    Raises:
-        UserError: no run, or one of other settings.
-    """
-    run = read_run(run_dir)
-    if run is None:
-        raise UserError(f"Nothing to resume in {run_dir}: it has no run.json. Known runs: runs/*")
-    changed = [
-        name
-        for name in changed_fields(run["manifest"]["agent"], to_dict(config))
-        if name.split(".")[0] not in _RESUMABLE
-    ]
-    if changed:
-        raise UserError(
-            f"{run_dir} was trained with other settings of {', '.join(changed)}. Train anew with "
-            "another --output."
-        )
-    init = run["manifest"]["init"]
-    return None if init is None else Path(init)
 
 
 def stopping_at(config: TextAgentConfig) -> Watch | None:
