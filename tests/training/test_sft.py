@@ -1,13 +1,17 @@
 """Supervised fine-tuning: what is masked, and that batches are functions of seed and shard."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lmdiff.config import TrainingConfig
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_agents import make_text_model
-from lmdiff.text.config import SFTConfig, TextModelConfig
+from lmdiff.text.config import SFTConfig, TextAgentConfig, TextModelConfig
 from lmdiff.text.tokenizer import decode_completion
 from lmdiff.training.sft import Examples, SFTModule
+from lmdiff.training.text_agent import stopping_at
 
 TINY = TextModelConfig(width=16, layers=1, heads=2, max_length=32)
 ROWS = [{"prompt": "1 2", "completion": "21"}, {"prompt": "12 1 2", "completion": "1"}]
@@ -85,3 +89,18 @@ def test_learning_lowers_the_loss(parts):
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
+
+
+def test_it_may_end_at_a_share_of_solved_prompts() -> None:
+    recipe = TextAgentConfig(sft=SFTConfig(stop_at=0.3), training=TrainingConfig(evaluate_every=10))
+    watch = stopping_at(recipe)
+    assert watch is not None
+    told = [("step", {}), ("log", {"loss": 1.0}), ("log", {"eval/solved": 0.29}), ("step", {})]
+    assert not any(watch(event, 1, figures) for event, figures in told)
+    assert not watch("log", 2, {"eval/solved": 0.3})  # the line is written first
+    assert watch("step", 3, {})
+    watch("log", 3, {"eval/solved": 0.1})
+    assert watch("step", 4, {})
+    assert stopping_at(replace(recipe, sft=SFTConfig())) is None
+    with pytest.raises(UserError, match=r"evaluate-every"):
+        stopping_at(replace(recipe, training=TrainingConfig(evaluate_every=0)))
