@@ -136,13 +136,18 @@ def _inference(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
 
 def _untrained(config: AgentConfig) -> GoalPipeline:
     from lmdiff.data.normalizer import Normalizer
+    from lmdiff.denoisers.recorded_hops import RecordedHops
     from lmdiff.tasks.pointmaze import PointMaze
     from lmdiff.training.agent import make_pipeline
     from lmdiff.training.imitation import ImitationModule
 
     task = PointMaze(config.task.name)
     channels = task.observation_size + config.denoiser.stride * task.action_size + 1
-    module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
+    normalizer = Normalizer(mean=[0.0] * channels, std=[1.0] * channels)
+    recorded = None
+    if config.data.recorded_hops > 0:
+        recorded = RecordedHops(config.data.recorded_hops, task.observation_size)
+    module = ImitationModule(config, normalizer, recorded_hops=recorded)
     return make_pipeline(config, module, known_goals=None)
 
 
