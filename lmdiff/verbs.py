@@ -143,6 +143,8 @@ class Eval:
     """Score these phrases too: phrase<TAB>row,column;row,column;..., one a line."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    projection_steps: int | None = None
+    """Times that plans are moved to recorded hops, 0: never; default: the agent's."""
     role: Literal["planner", "policy"] = "planner"
     """Plan and follow, or act without plans."""
     output: Path | None = None
@@ -157,7 +159,7 @@ class Eval:
         if writes_text(find_agent(self.agent)):
             from lmdiff.evaluation.text_commands import evaluate_text
 
-            control = "phrases", "guidance_scale", "role", "ogbench_episodes"
+            control = "phrases", "guidance_scale", "projection_steps", "role", "ogbench_episodes"
             _refuse(self, "writes text", *control)
             if "WORLD_SIZE" in os.environ:
                 raise UserError(

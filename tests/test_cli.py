@@ -269,6 +269,7 @@ def test_options_of_train_for_text(
         (
             "eval",
             "help episodes ogbench-episodes seed phrases num-inference-steps guidance-scale role"
+            " projection-steps"
             " output json no-json reward temperature threshold block-length order"
             " trust-remote-code",
         ),

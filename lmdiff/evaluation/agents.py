@@ -26,7 +26,7 @@ def load_pipeline(folder: Path) -> GoalPipeline:
     diffusers_logging.set_verbosity(logging.ERROR)
     diffusers_logging.disable_progress_bar()
     try:
-        pipe = GoalPipeline.from_pretrained(folder)
+        pipe = GoalPipeline.from_pretrained(folder, use_safetensors=True)
         _check_complete(pipe, folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(

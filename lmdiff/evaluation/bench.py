@@ -18,7 +18,7 @@ from lmdiff.evaluation.bench_memory import text_memory
 from lmdiff.evaluation.bench_text import Table, text_step
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
-from lmdiff.pipelines.text_pipeline import TextPipeline
+from lmdiff.pipelines.text_agents import load_text_agent
 from lmdiff.saved_agents import find_agent
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _on_one_thread(measure: Callable[[], T]) -> T:
 def _generate(agent: str, repeats: int) -> Table:
     if not agent:
         return generate_speed(repeats)
-    return generate_sudoku(TextPipeline.from_pretrained(find_agent(agent)), repeats)
+    return generate_sudoku(load_text_agent(find_agent(agent)), repeats)
 
 
 def _timings(command: "Bench") -> list[dict[str, Any]]:

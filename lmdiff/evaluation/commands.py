@@ -232,7 +232,13 @@ def evaluate(command: "Eval") -> int:
     task, own = task_of(pipe), pipe.config["evaluation"] or {}
     episodes = command.episodes or own.get("episodes", 100)
     seed = own.get("seed", 1000) if command.seed is None else command.seed
-    settings = settings_of(pipe, command.num_inference_steps, command.guidance_scale, command.role)
+    settings = settings_of(
+        pipe,
+        command.num_inference_steps,
+        command.guidance_scale,
+        command.role,
+        command.projection_steps,
+    )
     report: dict[str, Any] = {
         "agent": pipe.config["agent"],
         "task": task.name,
@@ -241,6 +247,7 @@ def evaluate(command: "Eval") -> int:
         "role": settings.role,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
+        "projection_steps": settings.projection_steps,
     }
     if command.phrases is not None:
         phrases = read_phrases(command.phrases, task)

@@ -263,7 +263,7 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         """Load what `save_pretrained` wrote, from a folder or a hub repository.
 
         `torch_dtype` sets the language model's precision; token states are float32 always. Other
-        arguments of diffusers (device maps, variants, pickle) do not apply and are ignored.
+        arguments of diffusers (device maps, variants, formats other than safetensors) are ignored.
 
         Raises:
             UserError: nothing was saved there, or the language model it refers to is gone.

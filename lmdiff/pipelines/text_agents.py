@@ -187,7 +187,7 @@ def load_text_agent(folder: Path, *, trust_remote_code: bool = False) -> TextPip
                 dtype=_DTYPES[config.model.dtype],
             )
             # Given as a part, the model's class is not looked up in model_index.json.
-            return TextPipeline.from_pretrained(folder, model=model.eval())
+            return TextPipeline.from_pretrained(folder, model=model.eval(), use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"The agent in {folder} cannot be loaded ({error}). Train it again: lmdiff train AGENT "

@@ -41,6 +41,7 @@ from lmdiff.training.state import (
     Progress,
     averaged,
     capture,
+    follow,
     frozen_fingerprint,
     restore,
     trainable_parameters,
@@ -234,11 +235,7 @@ class _Run:
         else:
             self.prepared_optimizer.step()
             self.schedule.step()
-            if self.config.ema_decay > 0:
-                self.ema.step(self.parameters)
-            else:  # no average: the present weights, to the last bit
-                with torch.no_grad():
-                    torch._foreach_copy_(self.ema.shadow_params, [*self.parameters])
+            follow(self.ema, self.parameters, self.config.ema_decay)
             progress.updates += 1
             progress.skipped_in_a_row = 0
         self.prepared_optimizer.zero_grad()

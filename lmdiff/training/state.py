@@ -53,6 +53,18 @@ def capture(
 
 
 @torch.no_grad()
+def follow(ema: EMAModel, parameters: list[nn.Parameter], decay: float) -> None:
+    """Take an update of the weights into their average; with `decay` 0 it is the weights, exactly.
+
+    EMAModel's own arithmetic gives them up to rounding only.
+    """
+    if decay > 0:
+        ema.step(parameters)
+    else:
+        torch._foreach_copy_(ema.shadow_params, [*parameters])
+
+
+@torch.no_grad()
 def restore(
     checkpoint: Checkpoint, module: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer
 ) -> None:

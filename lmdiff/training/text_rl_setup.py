@@ -6,14 +6,13 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoTokenizer,
     BertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lmdiff.config import TrainingConfig, to_dict
-from lmdiff.denoisers.text_loading import load_text_model
+from lmdiff.denoisers.text_loading import load_text_model, load_tokenizer
 from lmdiff.denoisers.text_models import TextModelSpec, bert_spec, check_text_model
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_pipeline import TextPipeline
@@ -92,8 +91,8 @@ def pipeline_of(
     if isinstance(model, str | Path):
         for folder in (Path(model), Path(model) / "agent"):
             if (folder / "model_index.json").is_file():
-                return TextPipeline.from_pretrained(folder)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+                return TextPipeline.from_pretrained(folder, use_safetensors=True)
+        tokenizer = tokenizer or load_tokenizer(str(model))
         model = load_text_model(str(model), "masked")
     if tokenizer is None:
         raise UserError("Which tokenizer does the model have? Give processing_class=...")
