@@ -62,8 +62,8 @@ class FlowMatching:
     def weight(self, level: Tensor) -> Tensor | float:
         """Weight of the velocity's squared error: for `sample`, the sample's over the level.
 
-        Without "over the level", small noise hardly counts, and what it teaches is never learnt:
-        large plans cut through walls, and from 0.2 units of noise the network made 0.9.
+        Without "over the level", small noise hardly counts: a network may then add more error to an
+        almost clean plan than there was noise in it.
         """
         if self.prediction != "sample":
             return 1.0
