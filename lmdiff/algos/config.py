@@ -1,0 +1,69 @@
+"""Settings of the algorithms for policies. Imports nothing heavy, so `lmdiff --help` is quick."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """Critics, for the algorithms that have them."""
+
+    width: int = 512
+    layers: int = 4
+    count: int = 2
+    """Critics in the ensemble."""
+    discount: float = 0.99
+    """Of one environment step."""
+    target_rate: float = 0.005
+    """How fast target networks follow (Polyak)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWRConfig:
+    """Advantage-weighted imitation (EDP, GFP type): the weight is exp(advantage / temperature)."""
+
+    expectile: float = 0.7
+    """Of the value function (IQL)."""
+    temperature: float = 0.3
+    """Of the advantages, in units of their standard deviation."""
+    largest_weight: float = 100.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDQLConfig:
+    """IDQL: imitate, and act by the best of N samples under an expectile critic."""
+
+    expectile: float = 0.7
+    candidates: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FQLConfig:
+    """FQL: a flow imitates; a one-step student imitates the flow and climbs the critic."""
+
+    alpha: float = 10.0
+    """Weight of staying with the flow."""
+    flow_steps: int = 10
+    normalize_q: bool = True
+    """Divide the critic's term by its mean absolute value: alpha then means the same anywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCConfig:
+    """Q-chunking: a critic of whole chunks; best of N, or FQL on chunks."""
+
+    candidates: int = 32
+    flow_steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class GTPConfig:
+    """Generative trajectory policies: a flow map between any two levels, advantage-weighted."""
+
+    expectile: float = 0.7
+    temperature: float = 0.3
+    largest_weight: float = 100.0
+    anchor: float = 1.0
+    """Weight of the instantaneous (flow-matching) loss beside the map's consistency."""
