@@ -27,7 +27,7 @@ class BC(nn.Module):
 
     def __init__(self, actor: ActionDenoiser, condition_dropout: float = 0.0):
         super().__init__()
-        self.actor, self.critic = actor, None
+        self.actor, self.critic, self.candidates = actor, None, 1
         self.condition_dropout = condition_dropout
 
     def forward(self, batch: Transitions, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,9 +1,25 @@
 """Settings of the algorithms for policies. Imports nothing heavy, so `lmdiff --help` is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network over action chunks, and the noise process that it is trained under."""
+
+    kind: Literal["mlp", "transformer"] = "mlp"
+    """An MLP acts in a millisecond; a transformer reads words token by token."""
+    width: int = 512
+    layers: int = 4
+    heads: int = 4
+    """Of a transformer."""
+    process: Literal["flow", "vp"] = "flow"
+    """Flow matching (straight paths) or a variance-preserving diffusion."""
+    prediction: Literal["sample", "velocity", "epsilon"] = "velocity"
+    """What the network predicts: clean chunks, velocity (v), or (VP only) the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +83,19 @@ class GTPConfig:
     largest_weight: float = 100.0
     anchor: float = 1.0
     """Weight of the instantaneous (flow-matching) loss beside the map's consistency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """How a policy learns; of the algorithms' own tables, only that of `name` counts."""
+
+    name: AlgorithmName = "bc"
+    condition_dropout: float = 0.0
+    """Share of the goals to hide from the imitator, for classifier-free guidance."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    awr: AWRConfig = field(default_factory=AWRConfig)
+    idql: IDQLConfig = field(default_factory=IDQLConfig)
+    fql: FQLConfig = field(default_factory=FQLConfig)
+    qc: QCConfig = field(default_factory=QCConfig)
+    gtp: GTPConfig = field(default_factory=GTPConfig)
