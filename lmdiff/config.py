@@ -20,6 +20,7 @@ from lmdiff.errors import UserError
 from lmdiff.resources import find
 
 if TYPE_CHECKING:
+    from lmdiff.policy_config import PolicyAgentConfig
     from lmdiff.text.config import TextAgentConfig
 
 T = TypeVar("T")
@@ -237,7 +238,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def load_agent(source: str | Path) -> "AgentConfig | TextAgentConfig":
+def load_agent(source: str | Path) -> "AgentConfig | PolicyAgentConfig | TextAgentConfig":
     """Read an agent by name (`pointmaze-medium`) or by path (`my/agent.toml`).
 
     Raises:
@@ -251,7 +252,9 @@ def load_agent(source: str | Path) -> "AgentConfig | TextAgentConfig":
     return agent_from_dict({"name": path.stem} | values)
 
 
-def agent_from_dict(values: Mapping[str, Any]) -> "AgentConfig | TextAgentConfig":
+def agent_from_dict(
+    values: Mapping[str, Any],
+) -> "AgentConfig | PolicyAgentConfig | TextAgentConfig":
     """An agent from its settings; `kind` says of which kind it is.
 
     Raises:
@@ -262,18 +265,23 @@ def agent_from_dict(values: Mapping[str, Any]) -> "AgentConfig | TextAgentConfig
         from lmdiff.text.config import TextAgentConfig  # which imports this module
 
         return from_dict(TextAgentConfig, values)
+    if kind == "policy":
+        from lmdiff.policy_config import PolicyAgentConfig  # likewise
+
+        return from_dict(PolicyAgentConfig, values)
     if kind != "control":
-        raise UserError(f"kind = {kind!r}: choose one of control, text.")
+        raise UserError(f"kind = {kind!r}: choose one of control, policy, text.")
     return from_dict(AgentConfig, {k: v for k, v in values.items() if k != "kind"})
 
 
 def load_control_agent(source: str | Path) -> AgentConfig:
-    """`load_agent` for what only agents that act can do.
+    """`load_agent` for what only planning agents can do.
 
     Raises:
-        UserError: as `load_agent`, or the agent writes text.
+        UserError: as `load_agent`, or the agent writes text or is a policy.
     """
     config = load_agent(source)
     if not isinstance(config, AgentConfig):
-        raise UserError(f"{config.name} writes text; this command is for agents that act.")
+        what = "writes text" if config.kind == "text" else "is a policy"
+        raise UserError(f"{config.name} {what}; this command is for agents that plan.")
     return config

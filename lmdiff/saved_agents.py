@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from lmdiff.errors import UserError
+
+Kind = Literal["control", "policy", "text"]
 
 
 def find_agent(source: str) -> Path:
@@ -25,14 +28,15 @@ def find_agent(source: str) -> Path:
     )
 
 
-def writes_text(folder: Path) -> bool:
-    """Whether a saved agent writes text; else it acts.
+def kind_of(folder: Path) -> Kind:
+    """What a saved agent does: it plans (control), acts (policy) or writes (text).
 
     Raises:
         UserError: its model_index.json cannot be read.
     """
     path = folder / "model_index.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("_class_name") == "TextPipeline"
+        name = json.loads(path.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"The agent in {folder} cannot be loaded: {path.name}: {error}.") from error
+    return {"TextPipeline": "text", "PolicyPipeline": "policy"}.get(name, "control")  # pyright: ignore[reportReturnType]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from lmdiff.algos.config import AlgorithmConfig
 from lmdiff.config import (
     AgentConfig,
     DataConfig,
@@ -23,6 +24,12 @@ from lmdiff.config import (
     load_agent,
 )
 from lmdiff.errors import UserError
+from lmdiff.policy_config import (
+    ChunkConfig,
+    PolicyAgentConfig,
+    PolicyEvaluationConfig,
+    WorldConfig,
+)
 from lmdiff.resources import names
 from lmdiff.saved_agents import find_agent
 from lmdiff.text.config import (
@@ -35,7 +42,7 @@ from lmdiff.text.config import (
 )
 from lmdiff.text.rl_config import TextRLSettings
 
-A = TypeVar("A", AgentConfig, TextAgentConfig)
+A = TypeVar("A", AgentConfig, PolicyAgentConfig, TextAgentConfig)
 
 _NAMES = ("kind", "name", "description")
 
@@ -71,6 +78,43 @@ class Train:
         run_dir = self.resume or self.output or Path("runs") / config.name
         metrics = train_agent(config, run_dir, resume=self.resume is not None, quiet=self.quiet)
         _report(config.name, run_dir, metrics, "go to the bottom right corner")
+        return 0
+
+
+@dataclass(frozen=True)
+class TrainPolicy:
+    """Train a policy; any of its settings can be overridden (--chunks.horizon 5).
+
+    `lmdiff train AGENT --help` shows the settings of AGENT, and its own values of them.
+    """
+
+    agent: Annotated[str, tyro.conf.Positional] = ""
+    """Name of an agent (see `lmdiff agents`), or a path to its .toml. Not needed with --resume."""
+    output: Path | None = None
+    """Run folder; default runs/AGENT."""
+    resume: Path | None = None
+    """Go on with the run in this folder, from its last whole checkpoint."""
+    quiet: bool = False
+    """No progress bar."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    chunks: ChunkConfig = field(default_factory=ChunkConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: PolicyEvaluationConfig = field(default_factory=PolicyEvaluationConfig)
+
+    def run(self) -> int:
+        from lmdiff.goals.sayings import load_sayings
+        from lmdiff.tasks.worlds import make_world
+        from lmdiff.training.policy_agent import train_policy_agent
+
+        config = _overridden(self, PolicyAgentConfig)
+        run_dir = self.resume or self.output or Path("runs") / config.name
+        resume = self.resume is not None
+        metrics = train_policy_agent(config, run_dir, resume=resume, quiet=self.quiet)
+        world = make_world(config.world.name)
+        example = load_sayings(world.family).of(world.goals[0], "train")[0]
+        _report(config.name, run_dir, metrics, example)
         return 0
 
 
@@ -117,7 +161,7 @@ class TrainText:
 _EXAMPLES = {"sudoku": "0034002013424210", "countdown": "3 7 25 -> 46", "file": "PROMPT"}
 
 
-def _overridden(command: "Train | TrainText", kind: type[A]) -> A:
+def _overridden(command: "Train | TrainPolicy | TrainText", kind: type[A]) -> A:
     """The agent's config with the command line's settings in place of its own."""
     base = _base_config(command.agent, command.resume)
     parts = {p.name: getattr(command, p.name) for p in fields(kind) if p.name not in _NAMES}
@@ -134,7 +178,7 @@ def _report(name: str, run_dir: Path, metrics: dict[str, Any], example: str) -> 
     print(f'Try: lmdiff run {run_dir} "{example}"')
 
 
-def train_command(words: Sequence[str]) -> Train | TrainText:
+def train_command(words: Sequence[str]) -> Train | TrainPolicy | TrainText:
     """The command before overrides: settings of the agent named, or of the run to resume.
 
     Raises:
@@ -163,11 +207,14 @@ def train_command(words: Sequence[str]) -> Train | TrainText:
     parts: dict[str, Any] = {
         p.name: getattr(base, p.name) for p in fields(base) if p.name not in _NAMES
     }
-    kind = Train if isinstance(base, AgentConfig) else TrainText
+    forms = {"policy": TrainPolicy, "text": TrainText}
+    kind = Train if isinstance(base, AgentConfig) else forms[base.kind]
     return kind(agent=agent, **parts)
 
 
-def _base_config(agent: str, resume: Path | None) -> AgentConfig | TextAgentConfig:
+def _base_config(
+    agent: str, resume: Path | None
+) -> AgentConfig | PolicyAgentConfig | TextAgentConfig:
     if resume is None:
         return load_agent(agent)
     try:

@@ -13,7 +13,7 @@ import tyro
 from lmdiff.config import load_agent, load_control_agent
 from lmdiff.errors import UserError
 from lmdiff.resources import names
-from lmdiff.saved_agents import find_agent, writes_text
+from lmdiff.saved_agents import find_agent, kind_of
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,17 @@ class Run:
     def run(self) -> int:
         if self.goal is None and self.phrases is None:
             raise UserError('Say a goal: lmdiff run DIR "go to the top left corner"')
-        if writes_text(find_agent(self.agent)):
+        kind = kind_of(find_agent(self.agent))
+        if kind == "text":
             from lmdiff.evaluation.text_commands import run_prompt
 
             _refuse(self, "writes text", "phrases", "start", "guidance_scale")
             return run_prompt(self)
+        if kind == "policy":
+            from lmdiff.evaluation.policy_commands import run_policy_goal
+
+            _refuse(self, "is a policy", "phrases", "start", "writing")
+            return run_policy_goal(self)
         from lmdiff.evaluation.commands import run_goal, run_phrases
 
         _refuse(self, "acts", "writing")
@@ -118,10 +124,12 @@ class Chat:
     """Environment steps per second on a terminal."""
 
     def run(self) -> int:
-        if writes_text(find_agent(self.agent)):
+        kind = kind_of(find_agent(self.agent))
+        if kind != "control":
+            what = {"text": "writes text", "policy": "is a policy"}[kind]
             raise UserError(
-                f"{self.agent} writes text, and knows no conversation. Give it one prompt: lmdiff "
-                f"run {self.agent} PROMPT"
+                f"{self.agent} {what}, and knows no conversation. Say one thing: lmdiff run "
+                f'{self.agent} "..."'
             )
         from lmdiff.evaluation.chat import chat
 
@@ -142,6 +150,8 @@ class Eval:
     phrases: Path | None = None
     """Score these phrases too: phrase<TAB>row,column;row,column;..., one a line."""
     num_inference_steps: int | None = None
+    steps: str = ""
+    """Of a policy: also success and time for these numbers of denoising steps (1,2,4,10)."""
     guidance_scale: float | None = None
     projection_steps: int | None = None
     """Times that plans are moved to recorded hops, 0: never; default: the agent's."""
@@ -156,7 +166,16 @@ class Eval:
     writing: _WRITING = field(default_factory=Writing)
 
     def run(self) -> int:
-        if writes_text(find_agent(self.agent)):
+        kind = kind_of(find_agent(self.agent))
+        if kind == "policy":
+            from lmdiff.evaluation.policy_commands import evaluate_policy
+
+            others = "phrases", "projection_steps", "role", "ogbench_episodes", "reward", "writing"
+            _refuse(self, "is a policy", *others)
+            return evaluate_policy(self)
+        if self.steps:
+            raise UserError(f"{self.agent} is no policy; --steps is not for it.")
+        if kind == "text":
             from lmdiff.evaluation.text_commands import evaluate_text
 
             control = "phrases", "guidance_scale", "projection_steps", "role", "ogbench_episodes"

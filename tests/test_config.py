@@ -97,7 +97,7 @@ def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "tekst"}, r"kind = 'tekst': choose one of control, text"),
+        ({"kind": "tekst"}, r"kind = 'tekst': choose one of control, policy, text"),
         ({"kind": "text", "goal": {}}, r"Unknown setting 'goal'"),
         ({"sampling": {"treshold": 1.0}}, r"Did you mean 'threshold'\?"),
         ({"sampling": {"threshold": "high"}}, r"sampling\.threshold = 'high': expected float"),

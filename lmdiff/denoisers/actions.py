@@ -97,16 +97,16 @@ class ActionDenoiser(nn.Module):
         if noise is None:
             where = generator.device if generator is not None else device
             noise = torch.randn(batch, *self.chunk, generator=generator, device=where).to(device)
-        guided = guidance_scale != 1.0
-        context = self.network.read(condition)
-        if guided:
-            without = self.network.read(condition.hidden(torch.ones_like(condition.goal) > 0))
+        context, without = self.network.read(condition), None
+        if guidance_scale != 1.0:
+            everywhere = torch.ones(batch, dtype=torch.bool, device=device)
+            without = self.network.read(condition.hidden(everywhere))
         self.process.set_timesteps(scheduler, num_inference_steps, device)
         sample = noise
         for timestep in scheduler.timesteps:
             level = self.process.level(timestep).expand(batch, 1)
             output = self.network(sample, level, context)
-            if guided:
+            if without is not None:
                 nothing = self.network(sample, level, without)
                 output = nothing + guidance_scale * (output - nothing)
             prediction = self.process.predict(output, sample, level[..., None])

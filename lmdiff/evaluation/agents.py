@@ -1,24 +1,44 @@
 """Finding and loading a trained agent, and the settings that it is sampled with."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 
 from lmdiff.errors import UserError
 from lmdiff.evaluation.rollout import Settings
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.pipelines.policy_pipeline import PolicyPipeline
 from lmdiff.tasks.pointmaze import PointMaze
+
+P = TypeVar("P", GoalPipeline, PolicyPipeline)
 
 
 def load_pipeline(folder: Path) -> GoalPipeline:
-    """The pipeline saved in a folder, on this machine's accelerator if it has one.
+    """The planner saved in a folder, on this machine's accelerator if it has one.
 
     Raises:
         UserError: a file is missing or damaged.
     """
+    parts = "network", "normalizer", "known_goals", "recorded_hops"
+    return _load(GoalPipeline, folder, parts)
+
+
+def load_policy(folder: Path) -> PolicyPipeline:
+    """The same for a policy.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    return _load(PolicyPipeline, folder, ("network", "normalizer", "known_goals", "critic"))
+
+
+def _load(kind: type[P], folder: Path, parts: Sequence[str]) -> P:
     import torch
 
     # diffusers lists the scheduler's settings that only other schedulers read, and progress bars.
@@ -26,8 +46,8 @@ def load_pipeline(folder: Path) -> GoalPipeline:
     diffusers_logging.set_verbosity(logging.ERROR)
     diffusers_logging.disable_progress_bar()
     try:
-        pipe = GoalPipeline.from_pretrained(folder, use_safetensors=True)
-        _check_complete(pipe, folder)
+        pipe = kind.from_pretrained(folder, use_safetensors=True)
+        _check_complete(pipe, folder, parts)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"The agent in {folder} cannot be loaded ({error}). Train it again: lmdiff train AGENT "
@@ -41,13 +61,13 @@ def load_pipeline(folder: Path) -> GoalPipeline:
     return pipe
 
 
-def _check_complete(pipe: GoalPipeline, folder: Path) -> None:
+def _check_complete(pipe: DiffusionPipeline, folder: Path, parts: Sequence[str]) -> None:
     """Diffusers gives tensors that a file lacks random values, with no more than a warning.
 
     Raises:
         ValueError: names what is missing.
     """
-    for name in ("network", "normalizer", "known_goals", "recorded_hops"):
+    for name in parts:
         module = pipe.components[name]
         if module is None:
             continue

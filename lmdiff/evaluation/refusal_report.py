@@ -7,7 +7,9 @@ import numpy as np
 
 from lmdiff.goals.grammar import load_grammar, load_unknown
 from lmdiff.goals.refusal import KnownGoals, auroc
+from lmdiff.goals.sayings import Sayings
 from lmdiff.tasks.pointmaze import PointMaze
+from lmdiff.tasks.world import World
 
 _KNOWN = 300
 _RESAMPLES = 1000
@@ -19,8 +21,25 @@ def refusal_report(known_goals: KnownGoals, task: PointMaze, seed: int) -> dict[
     Also the shares that the threshold (set on validation sentences) accepts and refuses.
     """
     phrases = load_grammar(task.grammar).phrases(task.places, "held_out", limit=_KNOWN, seed=seed)
-    known = np.array(known_goals.scores([phrase.text for phrase in phrases]))
-    unknown = np.array(known_goals.scores(load_unknown("held_out")))
+    return _told_apart(
+        known_goals, [phrase.text for phrase in phrases], load_unknown("held_out"), seed
+    )
+
+
+def policy_refusal_report(
+    known_goals: KnownGoals, world: World, sayings: Sayings, seed: int
+) -> dict[str, Any]:
+    """The same for a world's goals, against sentences that ask for nothing in it."""
+    known = sayings.phrases(world.goals, "held_out", limit=_KNOWN, seed=seed)
+    unknown = [text for text in load_unknown("held_out") if not sayings.may_mean(text)]
+    return _told_apart(known_goals, [saying.text for saying in known], unknown, seed)
+
+
+def _told_apart(
+    known_goals: KnownGoals, phrases: Sequence[str], strays: Sequence[str], seed: int
+) -> dict[str, Any]:
+    known = np.array(known_goals.scores(phrases))
+    unknown = np.array(known_goals.scores(strays))
     threshold = float(known_goals.threshold)
     low, high = _bootstrap(known, unknown, seed)
     return {

@@ -28,6 +28,20 @@ _TEXT_COLUMNS = {
     "forwards": "model calls a text",
 }
 
+_POLICY_COLUMNS = {
+    "agent": "agent",
+    "seed": "training seed",
+    "training": "training",
+    "true": "taught",
+    "held_out": "held-out",
+    "other_words": "other words",
+    "empty": "no words",
+    "contradictory": "contradictory",
+    "swap_does_told": "swap: does what is told",
+    "swap_does_other": "swap: does the other",
+    "refusal_auroc": "refusal AUROC",
+}
+
 
 def add_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
     """Put an agent's report into a result file, in place of an older one of the same agent."""
@@ -47,6 +61,19 @@ def add_text_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
         "report": dict(report),
     }
     _put(path, row, _TEXT_COLUMNS, ("agent", "seed"))
+
+
+def add_policy_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
+    """The same for a policy: one row for each seed that it was trained with."""
+    language = report["language"]
+    row = {key: report[key] for key in ("agent", "world", "algorithm", "seeds")}
+    row |= {"seed": report["training_seed"], "training": _training(run_dir)}
+    kinds = ("true", "held_out", "other_words", "empty", "contradictory")
+    row |= {kind: language[kind] for kind in kinds if kind in language}
+    row |= {f"swap_{name}": rate for name, rate in language.get("swap", {}).items()}
+    if "refusal" in report:
+        row["refusal_auroc"] = report["refusal"]["auroc"]
+    _put(path, row | {"report": dict(report)}, _POLICY_COLUMNS, ("agent", "seed"))
 
 
 def _put(path: Path, row: dict[str, Any], columns: dict[str, str], same: tuple[str, ...]) -> None:

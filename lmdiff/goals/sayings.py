@@ -11,8 +11,11 @@
     train = ["grey"]
     held_out = ["ash-coloured"]
 
+    ambiguous = ["ball", "key"]
+
 A sentence is taught if its template and its words are; else it belongs to the split of what is not
-taught in it. A split never mixes an untaught template with an untaught word.
+taught in it. A split never mixes an untaught template with an untaught word. A sentence of others
+with an `ambiguous` word may ask for a goal: it is no example of what is not understood.
 """
 
 import hashlib
@@ -48,6 +51,7 @@ class Sayings:
         self.digest = digest
         self._templates: dict[str, Mapping[str, Sequence[str]]] = dict(data["goals"])
         self._words: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]] = data.get("words", {})
+        self._ambiguous = {normalise(word) for word in data.get("ambiguous", ())}
         self._patterns = [
             (
                 re.compile(
@@ -98,6 +102,10 @@ class Sayings:
             if any(plain == normalise(own) for split in SPLITS for own in self.of(goal, split)):
                 return goal
         return None
+
+    def may_mean(self, text: str) -> bool:
+        """Whether a sentence might ask for one of the family's goals, by its words."""
+        return not self._ambiguous.isdisjoint(normalise(text).split())
 
     def _find(self, goal: str) -> tuple[str, dict[str, str]]:
         if goal in self._templates:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lmdiff.config import AgentConfig
 from lmdiff.goals.grammar import load_grammar
+from lmdiff.policy_config import PolicyAgentConfig
 from lmdiff.training.manifest import machine, package_versions
 
 _CARD = """---
@@ -59,8 +60,6 @@ def write_card(
         metrics: the last ones of its training.
         report: the JSON object of `lmdiff eval`, once there is one.
     """
-    where = machine()
-    versions = package_versions()
     card = _CARD.format(
         name=config.name,
         description=config.description,
@@ -74,12 +73,77 @@ def write_card(
         batch=config.training.batch_size,
         seed=config.training.seed,
         data_seed=config.task.data_seed,
-        machine=f"{where['cpu']}, {where['cores']} cores"
-        + (f", {where['gpu']}" if where["gpu"] else ""),
-        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        machine=_where(),
+        versions=_versions(),
         results=_results(report),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+_POLICY_CARD = """---
+library_name: diffusers
+license: apache-2.0
+tags: [lmdiff, diffusion-policy, language-conditioned]
+---
+
+# {name}
+
+{description}
+
+A language-conditioned policy for `{world}`, trained by `{algorithm}` on {episodes:,} recorded
+episodes (`{dataset}`, generated locally). Load it with
+
+    from lmdiff.pipelines.policy_pipeline import PolicyPipeline
+    pipe = PolicyPipeline.from_pretrained("{name}")
+
+## Goals
+
+Sentences of `prompts/{family}.toml` (sha256 `{prompts}`). Others are refused where the world has
+more than one goal. Language model: `{language_model}` ({adaptation}).
+
+## Training
+
+{steps} steps of {batch} transitions, seed {seed}, data seed {data_seed}; on {machine}; {versions}.
+
+## Limits
+
+It knows one simulated world and its words. Measure it: `lmdiff eval`.
+"""
+
+
+def write_policy_card(
+    folder: Path, config: PolicyAgentConfig, family: str, prompts: str, metrics: Mapping[str, Any]
+) -> None:
+    """Write `README.md` into a saved policy's folder; `prompts` is the sha256 of its sentences."""
+    card = _POLICY_CARD.format(
+        name=config.name,
+        description=config.description,
+        world=config.world.name,
+        family=family,
+        algorithm=config.algorithm.name,
+        episodes=config.world.episodes,
+        dataset=config.world.dataset,
+        prompts=prompts,
+        language_model=config.goal.language_model,
+        adaptation=config.goal.adaptation,
+        steps=metrics.get("step", config.training.max_steps),
+        batch=config.training.batch_size,
+        seed=config.training.seed,
+        data_seed=config.world.data_seed,
+        machine=_where(),
+        versions=_versions(),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _where() -> str:
+    where = machine()
+    gpu = f", {where['gpu']}" if where["gpu"] else ""
+    return f"{where['cpu']}, {where['cores']} cores{gpu}"
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {number}" for name, number in package_versions().items())
 
 
 def _results(report: Mapping[str, Any] | None) -> str:

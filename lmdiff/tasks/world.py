@@ -44,6 +44,7 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         episode_steps: int,
     ):
         self.name, self.goals, self.episode_steps = name, goals, episode_steps
+        self.observation_size, self.action_size = observation_size, action_size
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (observation_size,), np.float32
         )

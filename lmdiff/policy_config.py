@@ -1,0 +1,76 @@
+"""The typed configuration of a policy agent: `kind = "policy"` in `agents/NAME.toml`.
+
+Like lmdiff/config.py it imports nothing heavy, and every field can be overridden on the command
+line (`--chunks.horizon 5`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lmdiff.algos.config import AlgorithmConfig
+from lmdiff.config import GoalConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The simulated world, and the fixed data set that experts record in it."""
+
+    name: str = "metaworld-mt10"
+    """World: see lmdiff/tasks/worlds.py."""
+    dataset: Literal["expert", "mixed", "play"] = "expert"
+    """`expert`: disturbed on the way, with what the expert would do as the action (DART, Laskey et
+    al., arXiv:1703.09327). `mixed`: experts from good to bad, failures kept, with what was done.
+    `play`: goal after goal in one episode, with what was done."""
+    episodes: int = 1000
+    """Episodes to record."""
+    noise: float = 0.5
+    """Largest disturbance: standard deviation of what is added to actions; of discrete actions the
+    share that is drawn at random. Each episode has its own, from 0 to this."""
+    data_seed: int = 0
+    """Seed of the recording."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkConfig:
+    """What is seen and done at once, and which goals are learned from."""
+
+    history: int = 1
+    """Observations that the policy sees."""
+    horizon: int = 8
+    """Actions that it gives at once."""
+    execute: int = 4
+    """How many of them are done before it is asked again."""
+    hindsight: float = 0.0
+    """Share of the transitions whose goal is one that was achieved later, not what was asked."""
+    random_goals: float = 0.0
+    """Share whose goal is any of the world's; critics learn from it what does not lead there."""
+    hindsight_steps: int = 200
+    """A goal that is achieved later than this is no hindsight of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyEvaluationConfig:
+    """How to act, and the size of an evaluation."""
+
+    num_inference_steps: int = 10
+    guidance_scale: float = 1.0
+    """Weight of the goal against none."""
+    episodes: int = 100
+    """Episodes per kind of goal (true, held-out, ...)."""
+    seed: int = 1000
+    """Seed of the evaluation's starts, phrases and noise; never one that trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAgentConfig:
+    """One policy agent, whole."""
+
+    kind: Literal["policy"] = "policy"
+    name: str = "metaworld-mt10"
+    description: str = ""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    goal: GoalConfig = field(default_factory=GoalConfig)
+    chunks: ChunkConfig = field(default_factory=ChunkConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: PolicyEvaluationConfig = field(default_factory=PolicyEvaluationConfig)

@@ -1,0 +1,55 @@
+"""Everything that a policy agent trains, behind one forward: what Accelerate prepares."""
+
+import torch
+from torch import Tensor, nn
+
+from lmdiff.algos.policies import Sizes, make_algorithm
+from lmdiff.algos.transitions import Transitions
+from lmdiff.config import to_dict
+from lmdiff.data.chunks import ChunkBatch
+from lmdiff.data.normalizer import Normalizer
+from lmdiff.denoisers.situation import Situation, with_nothing
+from lmdiff.goals.encoder import GoalEncoder
+from lmdiff.pipelines.policy_pipeline import encode_observations
+from lmdiff.policy_config import PolicyAgentConfig
+
+
+class PolicyModule(nn.Module):
+    """The language model and the algorithm with its networks.
+
+    Args:
+        config: the agent.
+        normalizer: of observations.
+        action_size: of one action.
+    """
+
+    def __init__(self, config: PolicyAgentConfig, normalizer: Normalizer, action_size: int):
+        super().__init__()
+        self.normalizer = normalizer
+        self.goal_encoder = GoalEncoder(**to_dict(config.goal))
+        sizes = Sizes(
+            observation=len(normalizer.offset),
+            history=config.chunks.history,
+            action=action_size,
+            horizon=config.chunks.horizon,
+            words=self.goal_encoder.width,
+        )
+        self.algorithm = make_algorithm(config.algorithm, sizes)
+
+    def forward(self, batch: ChunkBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The algorithm's loss of one batch."""
+        return self.algorithm(self.transitions(batch), generator)
+
+    def transitions(self, batch: ChunkBatch) -> Transitions:
+        """The batch as algorithms see it: normalised, and its goals as token states."""
+        words = with_nothing(self.goal_encoder(batch.phrases))
+        now = Situation(encode_observations(self.normalizer, batch.observation), words, batch.goal)
+        after = encode_observations(self.normalizer, batch.next_observation)
+        return Transitions(
+            now=now,
+            action=batch.action,
+            counted=batch.counted,
+            reward=batch.reward,
+            discount=batch.discount,
+            next=now._replace(observation=after),
+        )

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from line_world import SAYINGS, Line
+
+from lmdiff.algos.config import AlgorithmConfig, NetworkConfig
+from lmdiff.config import TrainingConfig, agent_from_dict
+from lmdiff.data.demonstrations import demonstrate
+from lmdiff.data.recordings import joined
+from lmdiff.errors import GoalNotUnderstood, UserError
+from lmdiff.evaluation import policy_commands, policy_language
+from lmdiff.evaluation.agents import load_policy
+from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
+from lmdiff.training import policy_agent
+from lmdiff.training.policy_agent import train_policy_agent
+from lmdiff.verbs import Eval, Run
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """The world `line`, found by name in this process, with recordings made in it."""
+    monkeypatch = pytest.MonkeyPatch()
+    prompts = tmp_path_factory.mktemp("prompts") / "line.toml"
+    prompts.write_text(SAYINGS, encoding="utf-8")
+    monkeypatch.setattr(Line, "family", str(prompts))
+    policy_language.world_of.cache_clear()
+    for module in (policy_agent, policy_language):
+        monkeypatch.setattr(module, "make_world", Line)
+
+    def record(config, quiet):
+        return joined([demonstrate(Line(), config, index) for index in range(config.episodes)])
+
+    monkeypatch.setattr(policy_agent, "load_or_record", record)
+    yield Line
+    monkeypatch.undo()
+    policy_language.world_of.cache_clear()
+
+
+def config(**training):
+    return PolicyAgentConfig(
+        name="line",
+        world=WorldConfig(name="line", episodes=40, noise=0.3),
+        chunks=ChunkConfig(horizon=2, execute=1),
+        algorithm=AlgorithmConfig(name="bc", network=NetworkConfig(width=64, layers=2)),
+        training=TrainingConfig(
+            **{"max_steps": 120, "batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 5}
+            | {"ema_decay": 0.9, "log_every": 20, "checkpoint_every": 60}
+            | training
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(line, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train_policy_agent(config(evaluate_every=120), run, quiet=True)
+    return run
+
+
+def test_a_policy_learns_what_words_ask_and_is_measured(trained, capsys, tmp_path):
+    output = tmp_path / "rows.json"
+    command = Eval(str(trained), episodes=20, json=True, steps="1,4", output=output)
+    assert policy_commands.evaluate_policy(command) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    language = report["language"]
+    assert language["true"]["mean"] >= 0.9
+    assert language["swap"]["does_told"]["mean"] >= 0.9
+    assert language["swap"]["does_other"]["mean"] <= 0.1
+    assert language["other_words"]["mean"] <= 0.1
+    assert [row["steps"] for row in report["few_steps"]] == [1, 4]
+    assert report["few_steps"][1]["success"]["mean"] >= 0.9
+    assert report["few_steps"][0]["milliseconds"] < report["few_steps"][1]["milliseconds"]
+    row = json.loads(output.read_text())["rows"][0]
+    assert row["agent"] == "line"
+    assert row["swap_does_told"] == language["swap"]["does_told"]
+    with pytest.raises(UserError, match="--steps"):
+        policy_commands.evaluate_policy(dataclasses.replace(command, steps="1,x", episodes=1))
+
+
+def test_a_goal_is_run_and_filmed(trained, capsys, tmp_path):
+    command = Run(str(trained), "move to the left", output=tmp_path, json=True)
+    assert policy_commands.run_policy_goal(command) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["key"] == "go left"
+    assert result["success"]
+    film = tmp_path / "move-to-the-left-0.gif"
+    assert film.read_bytes()[:3] == b"GIF"
+    with pytest.raises(GoalNotUnderstood):
+        policy_commands.run_policy_goal(dataclasses.replace(command, goal="make me a coffee"))
+
+
+def test_a_saved_policy_acts_as_it_did(trained, line):
+    pipe = load_policy(trained / "agent")
+    observation = np.array([[0.4, 1.0], [-0.4, 1.0]], np.float32)
+
+    def act(goal, **more):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(goal, observation=observation, generator=generator, **more).actions
+
+    assert act("go left").shape == (2, 2, 1)
+    assert (act("go left") < 0).all()
+    assert (act("go right") > 0).all()
+    assert np.array_equal(act(pipe.encode_goal(["go left", "go left"])), act("go left"))
+    mixed = act(["go left", "go right"])
+    assert mixed[0, 0, 0] < 0 < mixed[1, 0, 0]
+    with pytest.raises(UserError, match="as many goals"):
+        act(["go left"] * 3)
+    with pytest.raises(UserError, match=r"\[B, 1, 2\]"):
+        pipe("go left", observation=np.zeros(3))
+    with pytest.raises(UserError, match="not finite"):
+        pipe("go left", observation=np.array([np.nan, 1.0]))
+
+
+def test_a_resumed_run_is_the_same_run(line, tmp_path, monkeypatch):
+    train_policy_agent(config(max_steps=40, checkpoint_every=20), tmp_path / "whole", quiet=True)
+
+    original = policy_agent.ChunkSampler.batch
+
+    def breaking(self, seed, shard, size):
+        if shard == 25:
+            raise InterruptedError
+        return original(self, seed, shard, size)
+
+    monkeypatch.setattr(policy_agent.ChunkSampler, "batch", breaking)
+    half = config(max_steps=40, checkpoint_every=20)
+    with pytest.raises(InterruptedError):
+        train_policy_agent(half, tmp_path / "cut", quiet=True)
+    monkeypatch.setattr(policy_agent.ChunkSampler, "batch", original)
+    train_policy_agent(half, tmp_path / "cut", resume=True, quiet=True)
+    whole, cut = (
+        load_policy(tmp_path / run / "agent").network.state_dict() for run in ("whole", "cut")
+    )
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_the_kind_of_an_agent_decides_its_settings():
+    found = agent_from_dict({"kind": "policy", "name": "x", "chunks": {"horizon": 3}})
+    assert isinstance(found, PolicyAgentConfig)
+    assert found.chunks.horizon == 3
+    with pytest.raises(UserError, match="horizons"):
+        agent_from_dict({"kind": "policy", "chunks": {"horizons": 3}})
