@@ -78,6 +78,11 @@ class MetaWorld(World):
             raise UserError("A scene of MetaWorld belongs to a task: start needs a goal.")
         environment = self._environment(goal)
         environment.seed(seed)
+        # Draw a placement, then begin with it. Without the second part, what is seen first would show
+        # the objects of some tasks (drawer-open, faucet-open, ...) where they were before the draw.
+        environment._freeze_rand_vec = False
+        environment.reset_model()
+        environment._freeze_rand_vec = True
         self._task, self._success = goal, False
         self._observation, _ = environment.reset()
         return self._observation
@@ -136,8 +141,6 @@ class MetaWorld(World):
         if task not in self._environments:
             make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"]
             environment = make(seed=0)  # without a seed it would draw from numpy's global generator
-            # Placements come from the environment's own generator, at every reset.
-            environment._freeze_rand_vec = False
-            environment.seeded_rand_vec = True
+            environment.seeded_rand_vec = True  # placements come from the environment's generator
             self._environments[task] = environment
         return self._environments[task]

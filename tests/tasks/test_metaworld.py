@@ -76,6 +76,13 @@ def test_placements_vary_with_the_seed_and_the_target_is_seen(world):
     assert np.array_equal(observation[18:36], starts[-1, :18])  # what was seen a step ago
 
 
+def test_what_is_seen_first_is_where_things_are(world):
+    for seed in range(3):
+        first, _ = world.reset(seed=seed, options={"goal": "drawer-open"})
+        second, *_ = world.step(np.zeros(4))
+        assert np.allclose(first[4:7], second[4:7], atol=0.002)  # the drawer's handle
+
+
 def test_experts_of_other_scenes_keep_silent(world):
     world.reset(seed=0, options={"goal": "push"})
     world.switch("reach")
@@ -86,12 +93,22 @@ def test_every_task_can_be_told_and_no_sentence_is_used_twice():
     sayings = load_sayings("metaworld")
     least = {"train": 12, "validation": 3, "held_out": 5}
     seen = {}
-    for goal in MT10:
+    for goal in MT50:
         for split in SPLITS:
             texts = sayings.of(goal, split)
             assert len(texts) >= least[split], (goal, split)
             for text in texts:
                 assert seen.setdefault(normalise(text), (goal, split)) == (goal, split), text
+
+
+def test_held_out_sentences_share_less_than_half_of_their_words_with_any_taught_one():
+    sayings = load_sayings("metaworld")
+    for goal in MT50:
+        taught = [set(normalise(text).split()) for text in sayings.of(goal, "train")]
+        for text in sayings.of(goal, "held_out"):
+            words = set(normalise(text).split())
+            shares = [len(words & other) / len(words | other) for other in taught]
+            assert max(shares) < 0.5, (goal, text)
 
 
 def test_rendering(world):
