@@ -78,8 +78,8 @@ class MetaWorld(World):
             raise UserError("A scene of MetaWorld belongs to a task: start needs a goal.")
         environment = self._environment(goal)
         environment.seed(seed)
-        # Draw a placement, then begin with it. Without the second part, what is seen first would show
-        # the objects of some tasks (drawer-open, faucet-open, ...) where they were before the draw.
+        # Draw a placement, then begin with it. If `reset` drew it, what is seen first would show
+        # things of some tasks (drawer-open, faucet-open, ...) where they were before the draw.
         environment._freeze_rand_vec = False
         environment.reset_model()
         environment._freeze_rand_vec = True
