@@ -13,6 +13,10 @@
 
     ambiguous = ["ball", "key"]
 
+A slot may have a number behind its name, where two slots take the same words: `{color}` and
+`{color2}`. The keys of a table of words are the values of its slots and may be several words ("on
+your left"); values that no table lists are single words.
+
 A sentence is taught if its template and its words are; else it belongs to the split of what is not
 taught in it. A split never mixes an untaught template with an untaught word. A sentence of others
 with an `ambiguous` word may ask for a goal: it is no example of what is not understood.
@@ -33,6 +37,12 @@ from lmdiff.goals.descriptions import SPLITS, Split, normalise
 from lmdiff.resources import find
 
 _SLOT = re.compile(r"\{(\w+)\}")
+_ANY_WORD = r"[\w-]+"
+
+
+def _table(slot: str) -> str:
+    """The table of words of a slot: `color` of `color2`."""
+    return slot.rstrip("0123456789")
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,10 @@ class Sayings:
         self._templates: dict[str, Mapping[str, Sequence[str]]] = dict(data["goals"])
         self._words: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]] = data.get("words", {})
         self._ambiguous = {normalise(word) for word in data.get("ambiguous", ())}
+        # Listed values first: "the {color} {kind}" is no pattern for "the ball {location}".
         self._patterns = [
-            (
-                re.compile(
-                    _SLOT.sub(
-                        r"(?P<\1>[\\w-]+)", re.escape(key).replace(r"\{", "{").replace(r"\}", "}")
-                    )
-                ),
-                key,
-            )
+            (re.compile(self._pattern(key, listed)), key)
+            for listed in (True, False)
             for key in self._templates
         ]
 
@@ -116,6 +121,17 @@ class Sayings:
                 return key, match.groupdict()
         raise UserError(f"The prompts have no sentence for the goal {goal!r}.")
 
+    def _pattern(self, key: str, listed: bool) -> str:
+        """A key as a regular expression; with `listed`, slots take the values of their tables."""
+
+        def values(slot: re.Match[str]) -> str:
+            table = self._words.get(_table(slot[1]), {}) if listed else {}
+            known = "|".join(map(re.escape, table))
+            return f"(?P<{slot[1]}>{known or _ANY_WORD})"
+
+        plain = re.escape(key).replace(r"\{", "{").replace(r"\}", "}")
+        return _SLOT.sub(values, plain)
+
     def _filled(self, template: str, values: Mapping[str, str], split: Split) -> Iterator[str]:
         """A template with taught words; with `split`, also with one of its words."""
         slots = list(dict.fromkeys(_SLOT.findall(template)))
@@ -136,7 +152,7 @@ class Sayings:
             yield template.format_map(dict(zip(slots, chosen, strict=True)))
 
     def _said(self, slot: str, value: str, split: Split) -> Sequence[str]:
-        entry = self._words.get(slot, {}).get(value)
+        entry = self._words.get(_table(slot), {}).get(value)
         if entry is None:
             return [value] if split == "train" else []
         return entry.get(split, [value] if split == "train" else [])

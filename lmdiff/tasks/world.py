@@ -76,6 +76,11 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         """Goals that make sense from the present start: their objects are there, not achieved."""
         return tuple(goal for goal in self.goals if not self.achieved(goal))
 
+    def draw(self) -> str:
+        """The goal of an episode in which none is asked for, if the world is `swappable`."""
+        # A scene may leave nothing to do: the goals are all there is then.
+        return str(self.np_random.choice(self.possible() or self.goals))
+
     def holds(self, observations: np.ndarray) -> np.ndarray | None:
         """Which goals hold in which states: [T, observation] -> [T, goals] bool.
 
@@ -92,7 +97,7 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode; `options={"goal": key}`, else a possible goal is drawn by the seed.
+        """Begin an episode; `options={"goal": key}`, else a goal is drawn by the seed.
 
         Raises:
             UserError: an unknown goal.
@@ -105,10 +110,7 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         if asked is None and not self.swappable:
             asked = str(self.np_random.choice(self.goals))
         observation = self._checked(self.start(start, asked))
-        if asked is None:
-            # A scene may leave nothing to do: the goals are all there is then.
-            asked = str(self.np_random.choice(self.possible() or self.goals))
-        self.switch(asked)
+        self.switch(self.draw() if asked is None else asked)
         self.steps = 0
         return observation, {"goal": self.goal, "success": False}
 

@@ -56,3 +56,27 @@ def test_meaning_knows_every_split_and_nothing_else():
 def test_a_goal_without_a_sentence_is_named():
     with pytest.raises(UserError, match="fly to the moon"):
         SAYINGS.of("fly to the moon", "train")
+
+
+def test_values_of_several_words_and_two_slots_of_one_table():
+    sayings = Sayings(
+        {
+            "goals": {
+                "take the {color} {kind}": {"train": ["take the {color} {kind}"]},
+                "take the {kind} {where}": {"train": ["take the {kind} {where}"]},
+                "put the {kind} by the {kind2}": {"train": ["{kind} to {kind2}"]},
+            },
+            "words": {
+                "color": {"red": {}},
+                "kind": {"ball": {"train": ["ball", "globe"]}, "box": {}},
+                "where": {"on your left": {"train": ["at left"]}, "behind you": {}},
+            },
+        },
+        "",
+    )
+    assert sayings.of("take the red box", "train") == ["take the red box"]
+    assert sayings.of("take the box on your left", "train") == ["take the box at left"]
+    assert sayings.of("take the box behind you", "train") == ["take the box behind you"]
+    assert sayings.of("put the ball by the box", "train") == ["ball to box", "globe to box"]
+    # What no table lists is said as it is.
+    assert sayings.of("take the pink cup", "train") == ["take the pink cup"]
