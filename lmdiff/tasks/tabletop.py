@@ -13,11 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
-
 import gymnasium
 import numpy as np
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from ogbench.manipspace.envs.cube_env import CubeEnv
 from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
@@ -27,7 +25,7 @@ from lmdiff.tasks import tabletop_goals as goals
 from lmdiff.tasks.tabletop_expert import Expert, OracleKind, Target
 from lmdiff.tasks.world import World
 
-_PICTURE = 256  # pixels on a side
+_FRAME_SIZE = 256  # pixels on a side
 _OUTSIDE = 0.05  # metres beyond the workspace where no gripper reaches a cube
 
 
@@ -94,8 +92,6 @@ class Tabletop(World):
             mode="data_collection",  # random starts; "task" has five fixed ones
             visualize_info=False,  # no transparent cube that shows a target
             terminate_at_goal=False,
-            width=_PICTURE,
-            height=_PICTURE,
         )
         keys = tuple(table.states(np.zeros((1, table.observation_size), np.float32), table.board))
         super().__init__(name, keys, table.observation_size, 5, table.episode_steps)
@@ -103,6 +99,7 @@ class Tabletop(World):
         self._observation = np.zeros(table.observation_size, np.float32)
         self._info: dict[str, Any] = {}
         self._rng = np.random.default_rng(0)
+        self._renderer: MujocoRenderer | None = None
 
     def start(self, seed: int, goal: str | None) -> np.ndarray:
         """A scene as the play data draw it: it depends on the seed alone."""
@@ -124,8 +121,8 @@ class Tabletop(World):
     def possible(self) -> tuple[str, ...]:
         """Goals that one skill reaches from here.
 
-        A locked drawer or window does not move, and a cube in the drawer or off the table is
-        out of the gripper's reach.
+        A locked drawer or window does not move. A cube off the table is out of reach, and of one
+        in the drawer the oracles get hold only sometimes (the published data leave it there).
         """
         states = self._states()
         return tuple(g for g in self.goals if not states[g][0] and self._can(g, states))
@@ -141,14 +138,20 @@ class Tabletop(World):
 
     def render(self) -> np.ndarray:
         """The scene from the front: [256, 256, 3] uint8. Without shadows, which take 10x longer."""
-        quality = self._env.model.vis.quality
-        quality.shadowsize = quality.offsamples = 0
-        return self._env.render()
+        if self._renderer is None:
+            if sys.platform == "linux" and "DISPLAY" not in os.environ:
+                os.environ.setdefault("MUJOCO_GL", "egl")  # gymnasium would look for a display
+            model = self._env.model
+            model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+            self._renderer = MujocoRenderer(
+                model, self._env.data, width=_FRAME_SIZE, height=_FRAME_SIZE, camera_name="front"
+            )
+        return np.ascontiguousarray(self._renderer.render("rgb_array"))
 
     def close(self) -> None:
-        if self._env._renderer is not None:
-            self._env._renderer.close()
-            self._env._renderer = None
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
     def _seen(self, observation: np.ndarray) -> np.ndarray:
         self._observation = np.asarray(observation, np.float32)
@@ -161,12 +164,11 @@ class Tabletop(World):
         if goal.startswith("put the cube"):
             cube = goals.cube_at(self._observation[None])[0]
             low, high = self._env._workspace_bounds
-            near = ((low - _OUTSIDE <= cube) & (cube <= high + _OUTSIDE))[:2].all()
-            if self.name != "scene":
-                return bool(near)
-            inside = bool(goals.in_drawer(self._observation[None])[0])
-            opened = goal != "put the cube in the drawer" or states["open the drawer"][0]
-            return bool(near and not inside and opened)
+            if not ((low - _OUTSIDE <= cube) & (cube <= high + _OUTSIDE))[:2].all():
+                return False
+            if self.name == "scene" and goals.in_drawer(self._observation[None])[0]:
+                return False
+            return goal != "put the cube in the drawer" or bool(states["open the drawer"][0])
         for thing in ("drawer", "window"):
             if goal in (f"open the {thing}", f"close the {thing}"):
                 return bool(states[f"unlock the {thing}"][0])
@@ -174,7 +176,7 @@ class Tabletop(World):
 
     def _target(self, goal: str) -> Target:
         """What the oracles are to reach for a goal."""
-        slides = {
+        targets = {
             "open the drawer": Target("drawer", slide=goals.DRAWER_OPEN),
             "close the drawer": Target("drawer"),
             "open the window": Target("window", slide=goals.WINDOW_OPEN),
@@ -184,8 +186,8 @@ class Tabletop(World):
             "lock the window": Target("button", button=1, state=0),
             "unlock the window": Target("button", button=1, state=1),
         }
-        if goal in slides:
-            return slides[goal]
+        if goal in targets:
+            return targets[goal]
         if goal.startswith("press"):
             row, column = self._table.board.places[goal.split()[2]]
             return Target("button", button=row * self._table.board.columns + column)

@@ -81,7 +81,7 @@ def in_drawer(observations: np.ndarray) -> np.ndarray:
     low = np.stack([np.full_like(handle, 0.21), handle - 0.27, np.zeros_like(handle)], -1)
     high = np.stack([np.full_like(handle, 0.45), handle - 0.07, np.full_like(handle, 0.15)], -1)
     cube = cube_at(observations)
-    return ((low <= cube) & (cube <= high)).all(-1)
+    return np.logical_and(low <= cube, cube <= high).all(-1)
 
 
 def drawer_at(observations: np.ndarray) -> np.ndarray:
@@ -102,9 +102,7 @@ def cube_single_states(observations: np.ndarray, board: Board) -> dict[str, np.n
     """Goal -> [T] bool: the cube lies on the table at a place, and the gripper let go of it."""
     cube = cube_at(observations)
     lies = (cube[:, 2] < _ON_TABLE) & _released(observations)
-    return {
-        f"put the cube {place}": lies & board.lies_in(place, cube) for place in board.places
-    }
+    return {f"put the cube {place}": lies & board.lies_in(place, cube) for place in board.places}
 
 
 def scene_states(observations: np.ndarray, board: Board) -> dict[str, np.ndarray]:
