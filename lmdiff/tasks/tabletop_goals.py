@@ -81,7 +81,7 @@ def in_drawer(observations: np.ndarray) -> np.ndarray:
     low = np.stack([np.full_like(handle, 0.21), handle - 0.27, np.zeros_like(handle)], -1)
     high = np.stack([np.full_like(handle, 0.45), handle - 0.07, np.full_like(handle, 0.15)], -1)
     cube = cube_at(observations)
-    return np.logical_and(low <= cube, cube <= high).all(-1)
+    return np.asarray(((low <= cube) & (cube <= high)).all(-1))
 
 
 def drawer_at(observations: np.ndarray) -> np.ndarray:
