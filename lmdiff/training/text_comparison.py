@@ -8,25 +8,18 @@ once, of the last weights. Every finished run is kept, so that a stopped compari
 was, and several processes may each do some of the seeds or pairs.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import tyro
 
-from lmdiff.config import load_agent
 from lmdiff.errors import UserError
 from lmdiff.evaluation.intervals import Interval, wilson
 from lmdiff.evaluation.results import write_result
-from lmdiff.evaluation.text import answer, solved_share
 from lmdiff.goals.descriptions import Split
-from lmdiff.pipelines.text_agents import load_text_agent
-from lmdiff.text.config import TextAgentConfig
-from lmdiff.text.tasks import make_task
-from lmdiff.training.files import replace_json
-from lmdiff.training.text_agent import train_text_agent
+from lmdiff.training.text_runs import seeded, solved, trained
 
 _SEARCH_SEED = 100  # of the start on which learning rates are searched; not among --seeds
 
@@ -92,29 +85,20 @@ class Comparison:
 
     def _start(self, seed: int) -> Path:
         run_dir = self.runs / f"{self.task}-sft-{seed}"
-        return _train(_seeded(f"{self.task}-sft", seed), run_dir, None)
+        return trained(seeded(f"{self.task}-sft", seed), run_dir)
 
     def _trained(self, pair: str, rate: float, seed: int, steps: int) -> Path:
         estimator, _, objective = pair.partition("+")
-        config = _seeded(f"{self.task}-rl", seed)
+        config = seeded(f"{self.task}-rl", seed)
         samples = 1 if estimator in _ONE_SAMPLE else config.rl.samples
         rl = replace(config.rl, estimator=estimator, objective=objective, samples=samples)
         training = replace(config.training, learning_rate=rate, max_steps=steps)
         run_dir = self.runs / f"{self.task}-{pair}-{rate:g}-{steps}-{seed}"
-        return _train(replace(config, rl=rl, training=training), run_dir, self._start(seed))
+        return trained(replace(config, rl=rl, training=training), run_dir, self._start(seed))
 
     def _solved(self, run_dir: Path, split: Split, seed: int) -> int:
-        """Prompts solved of `prompts`, greedily; measured once."""
-        file = run_dir / f"solved-{split}-{self.prompts}.json"
-        if not file.exists():
-            config = _seeded(f"{self.task}-rl", seed)
-            task = make_task(config.task)
-            # Prompts that no other seed asks: 1000 is the first seed that never trains.
-            rows = task.rows(split, self.prompts, 1000 + seed)
-            texts = answer(load_text_agent(run_dir / "agent"), rows, 1000 + seed).texts
-            flags, _ = solved_share(task.solved, rows, texts)
-            replace_json(file, {"solved": sum(flags), "prompts": len(rows)})
-        return int(json.loads(file.read_text(encoding="utf-8"))["solved"])
+        config = seeded(f"{self.task}-rl", seed)
+        return solved(run_dir, config, split, self.prompts, seed)
 
     def _row(
         self, pair: str, rate: float, before: dict[int, int], after: dict[int, int]
@@ -152,21 +136,6 @@ _COLUMNS = {
     "after": "after, %",
     "each_after": "seeds",
 }
-
-
-def _seeded(agent: str, seed: int) -> TextAgentConfig:
-    config = cast(TextAgentConfig, load_agent(agent))
-    return replace(config, training=replace(config.training, seed=seed))
-
-
-def _train(config: TextAgentConfig, run_dir: Path, init: Path | None) -> Path:
-    """Train, or go on, unless it is done."""
-    if not (run_dir / "agent").is_dir():
-        resume = any((run_dir / "checkpoints").glob("step-*"))
-        folder = None if init is None else init / "agent"
-        print(f"{run_dir}: training", flush=True)
-        train_text_agent(config, run_dir, init=folder, resume=resume, quiet=True)
-    return run_dir
 
 
 if __name__ == "__main__":
