@@ -48,6 +48,8 @@ class Comparison:
     """Of the starts, the roll-outs and the held-out prompts."""
     steps: int = 160
     """Updates of each run."""
+    completions: int | None = None
+    """A batch's, for a smaller budget than the recipe's."""
     rates: tuple[float, ...] = (5e-5,)
     """Learning rates; of several, each pair's best on validation prompts is taken."""
     search_steps: int = 80
@@ -92,8 +94,10 @@ class Comparison:
         config = seeded(f"{self.task}-rl", seed)
         samples = 1 if estimator in _ONE_SAMPLE else config.rl.samples
         rl = replace(config.rl, estimator=estimator, objective=objective, samples=samples)
-        training = replace(config.training, learning_rate=rate, max_steps=steps)
-        run_dir = self.runs / f"{self.task}-{pair}-{rate:g}-{steps}-{seed}"
+        size = self.completions or config.training.batch_size
+        training = replace(config.training, learning_rate=rate, max_steps=steps, batch_size=size)
+        smaller = "" if self.completions is None else f"x{size}"
+        run_dir = self.runs / f"{self.task}-{pair}-{rate:g}-{steps}{smaller}-{seed}"
         return trained(replace(config, rl=rl, training=training), run_dir, self._start(seed))
 
     def _solved(self, run_dir: Path, split: Split, seed: int) -> int:
@@ -110,6 +114,7 @@ class Comparison:
             "objective": objective,
             "learning_rate": rate,
             "updates": self.steps,
+            "completions": self.completions or seeded(f"{self.task}-rl", 0).training.batch_size,
             "before": self._share(list(before.values())).to_dict(),
             "after": self._share(list(after.values())).to_dict(),
             "each_before": ", ".join(f"{100 * n / self.prompts:.0f}" for n in before.values()),
@@ -123,6 +128,8 @@ class Comparison:
         words = [f"--task {self.task}", f"--seeds {' '.join(map(str, self.seeds))}"]
         words += [f"--steps {self.steps}", f"--rates {' '.join(f'{r:g}' for r in self.rates)}"]
         words += [f"--search-steps {self.search_steps}", f"--pairs {' '.join(self.pairs)}"]
+        if self.completions is not None:
+            words.append(f"--completions {self.completions}")
         return " ".join(["python -m lmdiff.training.text_comparison", *words])
 
 
@@ -132,6 +139,7 @@ _COLUMNS = {
     "objective": "objective",
     "learning_rate": "learning rate",
     "updates": "updates",
+    "completions": "completions each",
     "before": "solved before, %",
     "after": "after, %",
     "each_after": "seeds",
