@@ -13,7 +13,7 @@ STD_EPSILON = 1e-4
 def group_advantages(
     rewards: Tensor,
     group_size: int,
-    baseline: Literal["mean", "leave-one-out"] = "mean",
+    baseline: Literal["mean", "leave-one-out", "none"] = "mean",
     scale: Literal["none", "group", "batch"] = "group",
 ) -> Tensor:
     """How much better each sample is than its group.
@@ -25,7 +25,10 @@ def group_advantages(
             sample gets 0 and is left out of its group's figures.
         group_size: samples of one prompt.
         baseline: what is subtracted. `mean` of the group (GRPO, arXiv:2402.03300), or that of the
-            others (RLOO, arXiv:2402.14740), which does not shrink the gradient by (n - 1) / n.
+            others (RLOO, arXiv:2402.14740), which does not shrink the gradient by (n - 1) / n. With
+            `none`, samples are only ever made more likely, in proportion to their rewards; of
+            rewards 0 and 1, those with 1 (as in RAFT, arXiv:2304.06767). All three agree on average;
+            which varies least depends on which samples have the larger gradients.
         scale: divide by the standard deviation of the group (GRPO, BGPO), of the batch
             (REINFORCE++), or by none (Dr. GRPO, arXiv:2503.20783; d1, ESPO, SPG, wd1).
 
@@ -48,7 +51,7 @@ def group_advantages(
     filled = torch.where(known, groups, 0.0)
     count = known.sum(1, keepdim=True)
     centred = torch.where(known, groups - filled.sum(1, keepdim=True) / count.clamp_min(1), 0.0)
-    advantages = centred
+    advantages = filled if baseline == "none" else centred
     if baseline == "leave-one-out":
         advantages = centred * count / (count - 1).clamp_min(1)
     if scale == "group":

@@ -28,13 +28,16 @@ class TextRLSettings:
     """Updates on each batch of roll-outs (mu). More than one trains off-policy."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the rewards' standard deviation over this."""
-    baseline: Literal["mean", "leave-one-out"] = "mean"
-    """What is subtracted from a reward: its group's mean (GRPO), or that of the others (RLOO)."""
+    baseline: Literal["mean", "leave-one-out", "none"] = "mean"
+    """What is subtracted from a reward: its group's mean (GRPO), that of the others (RLOO), or
+    nothing, so that texts are only ever made more likely (RAFT)."""
     temperature: float = 1.0
     """Of the tokens in roll-outs."""
     num_inference_steps: int | None = None
-    """Denoising steps of a roll-out; by default one token a step. A `threshold` that the pipeline
-    has by default writes more in a step here, too."""
+    """Denoising steps of a roll-out; by default one token a step."""
+    threshold: float | None = None
+    """Roll-outs write all tokens in a step that are more probable than this (SamplingSettings):
+    fewer model calls, the more the surer the model is. By default as the pipeline has it."""
     block_length: int | None = None
     """Roll-outs fill blocks of so many tokens from left to right; by default the whole at once."""
     order: Literal["confidence", "entropy", "random", "left_to_right"] = "confidence"

@@ -8,6 +8,7 @@ from accelerate.utils import set_seed
 
 from lmdiff.config import to_dict
 from lmdiff.denoisers.masked_text import TextBatch
+from lmdiff.denoisers.text_loading import prefer_plain_attention
 from lmdiff.errors import UserError
 from lmdiff.evaluation.text import solving
 from lmdiff.pipelines.text_agents import (
@@ -83,6 +84,8 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune on a task's completions, or pre-train on its whole texts."""
     accelerator, training = make_accelerator(), config.training
+    bf16 = training.mixed_precision == "bf16"
+    prefer_plain_attention(parts.model, parts.spec, accelerator.device, bf16)
     rows = task.rows("train", config.task.examples, config.task.data_seed)
     most = getattr(parts.model.config, "max_position_embeddings", None)
     examples = Examples(

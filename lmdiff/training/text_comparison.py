@@ -34,7 +34,8 @@ PAIRS = (
     ("mean-field", "wd1"),
 )
 """BGPO, ESPO, diffu-GRPO, coupled-GRPO, TraceRL, GDPO, SPG, wd1."""
-_ONE_SAMPLE = ("coupled", "trace")  # which evaluate several copies for one sample
+_ONE_SAMPLE = ("coupled", "elbo-complementary", "trace")  # several masked copies for one sample
+_SAMPLES = 2  # of the others
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Comparison:
     """Updates of each run."""
     completions: int | None = None
     """A batch's, for a smaller budget than the recipe's."""
-    rates: tuple[float, ...] = (5e-5,)
+    rates: tuple[float, ...] = (2e-4,)
     """Learning rates; of several, each pair's best on validation prompts is taken."""
     search_steps: int = 80
     """Updates of a run of the search."""
@@ -92,7 +93,7 @@ class Comparison:
     def _trained(self, pair: str, rate: float, seed: int, steps: int) -> Path:
         estimator, _, objective = pair.partition("+")
         config = seeded(f"{self.task}-rl", seed)
-        samples = 1 if estimator in _ONE_SAMPLE else config.rl.samples
+        samples = 1 if estimator in _ONE_SAMPLE else _SAMPLES
         rl = replace(config.rl, estimator=estimator, objective=objective, samples=samples)
         size = self.completions or config.training.batch_size
         training = replace(config.training, learning_rate=rate, max_steps=steps, batch_size=size)

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftConfig, PeftModel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from lmdiff.algos.policy_loss import check_policy, needs_old, needs_reference
 from lmdiff.config import to_dict
+from lmdiff.denoisers.text_loading import prefer_plain_attention
 from lmdiff.denoisers.text_models import TextModelSpec
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_pipeline import TextPipeline
@@ -117,13 +117,14 @@ class TextRLTrainer:
                 f"batches, and gradient_accumulation_steps = {args.gradient_accumulation_steps}."
             )
         self.pipe = with_adapters(pipeline_of(model, processing_class), peft_config)
-        policy: nn.Module = self.pipe.model
+        policy = self.pipe.model
         adapted = isinstance(policy, PeftModel)
         reference = None
         if needs_reference(policy_config(args)) and not adapted:
             reference = copy.deepcopy(policy).requires_grad_(False).eval()
         self.module = TextRLModule(policy, spec or training_spec(self.pipe), args, reference)
         self.module.to(self.accelerator.device)
+        prefer_plain_attention(policy, self.pipe.spec, self.accelerator.device, args.bf16)
         self.rollouts = Rollouts(self.pipe, self.train_rows, self.rewards, args)
         self.callbacks = Callbacks(callbacks, args, policy, self.pipe.tokenizer)
         self._evaluate = evaluate

@@ -138,7 +138,8 @@ class Signs:
     def look(self, figures: dict[str, Any]) -> None:
         """Look at a line of metrics."""
         tokens, rate = figures.get("tokens_per_step", 1.0), self.args.learning_rate
-        if tokens > self.SEVERAL_TOKENS and rate > self.FAST:
+        # Several tokens of which the model is sure (a threshold) are another matter.
+        if tokens > self.SEVERAL_TOKENS and rate > self.FAST and self.args.threshold is None:
             self._tell(
                 "tokens",
                 f"Roll-outs write {tokens:.1f} tokens a denoising step, each without regard to the "

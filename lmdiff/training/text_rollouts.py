@@ -106,6 +106,7 @@ class Rollouts:
             block_length=args.block_length or args.max_completion_length,
             order=args.order,
             temperature=args.temperature,
+            threshold=args.threshold,
             generator=torch.Generator().manual_seed(seed),
         )
         scores = score_rows(self.rewards, rows, out.text, args)

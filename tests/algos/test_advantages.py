@@ -29,6 +29,14 @@ def test_leave_one_out():
     torch.testing.assert_close(advantages, REWARDS[:4] - others)
 
 
+def test_without_a_baseline_only_rewarded_samples_count():
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, torch.nan])
+    advantages = group_advantages(rewards, 4, "none", "none")
+    torch.testing.assert_close(advantages, torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0]))
+    scaled = group_advantages(rewards[:4], 4, "none", "group")
+    torch.testing.assert_close(scaled, rewards[:4] / (rewards[:4].std() + 1e-4))
+
+
 @pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
 def test_equal_rewards_are_exactly_zero(baseline, scale):

@@ -201,6 +201,19 @@ def test_places_that_were_never_written_stay_masked_and_do_not_count(tmp_path):
     assert torch.equal(steps, places)
 
 
+def test_a_threshold_writes_sure_tokens_together(tmp_path):
+    trainer = make_trainer(tmp_path, num_inference_steps=6)
+    at_once = make_trainer(tmp_path, num_inference_steps=6, threshold=0.0)
+    assert trainer.rollouts(0).figures["tokens_per_step"] == 1
+    assert at_once.rollouts(0).figures["tokens_per_step"] == L
+
+
+def test_attention_is_plain_where_the_fused_one_is_slow(tmp_path):
+    for bf16, name in ((False, "sdpa"), (True, "eager")):
+        trainer = make_trainer(tmp_path, bf16=bf16)
+        assert trainer.pipe.model.config._attn_implementation == name
+
+
 def test_lora_trains_adapters_compares_with_none_and_saves_a_whole_model(tmp_path):
     trainer = make_trainer(tmp_path, beta=0.1, learning_rate=1e-2, extras={"peft_config": LORA})
     base = copy.deepcopy(trainer.pipe.model.get_base_model().state_dict())
@@ -382,6 +395,8 @@ def test_careless_settings_are_warned_of_once(tmp_path, recwarn):
     signs = Signs(make_args(tmp_path, learning_rate=5e-5))
     signs.look({"tokens_per_step": 4.0, "ratio/max": 1.2, "frac_reward_zero_std": 0.5})
     Signs(make_args(tmp_path, learning_rate=2e-4)).look({"tokens_per_step": 1.0})
+    sure = make_args(tmp_path, learning_rate=2e-4, threshold=0.9)
+    Signs(sure).look({"tokens_per_step": 4.0})
     assert not recwarn.list
     both = Signs(make_args(tmp_path, learning_rate=2e-4))
     for _ in range(2):
