@@ -26,9 +26,9 @@ def group_advantages(
         group_size: samples of one prompt.
         baseline: what is subtracted. `mean` of the group (GRPO, arXiv:2402.03300), or that of the
             others (RLOO, arXiv:2402.14740), which does not shrink the gradient by (n - 1) / n. With
-            `none`, samples are only ever made more likely, in proportion to their rewards; of
-            rewards 0 and 1, those with 1 (as in RAFT, arXiv:2304.06767). All three agree on average;
-            which varies least depends on which samples have the larger gradients.
+            `none`, samples are only ever made more likely, in proportion to their rewards (RAFT,
+            arXiv:2304.06767, if those are 0 and 1). On average all three agree; which of them
+            varies least depends on which samples have the larger gradients.
         scale: divide by the standard deviation of the group (GRPO, BGPO), of the batch
             (REINFORCE++), or by none (Dr. GRPO, arXiv:2503.20783; d1, ESPO, SPG, wd1).
 
