@@ -3,7 +3,8 @@
     python -m lmdiff.training.text_careless --output docs/results/rl-careless.json
 
 Agents that already solve most Sudoku puzzles are trained on under each of the eight combinations,
-so that there is much to lose. What `lmdiff.training.text_rl_logs.Signs` warns of comes from here.
+so that there is much to lose: with BGPO as its paper has it (four masks, rewards compared within
+groups), the reward of the peers, and the last weights instead of averaged ones. What `lmdiff.training.text_rl_logs.Signs` warns of comes from here.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class CarelessStudy:
     """Of the starts and the roll-outs."""
     start: float = 0.75
     """Share of the validation puzzles at which SFT of a start ends."""
-    steps: int = 40
+    steps: int = 20
     """Updates of each run."""
     completions: int = 64
     """A batch's, 8 of a puzzle."""
@@ -60,17 +61,28 @@ class CarelessStudy:
 
     def _trained(self, rate: float, tokens: int, updates: int, seed: int) -> Path:
         config = seeded("sudoku-rl", seed)
-        steps = config.sampling.generation_length // tokens
-        rl = replace(config.rl, num_inference_steps=steps, num_iterations=updates)
+        task = replace(config.task, rewards=("sudoku",))
+        rl = replace(
+            config.rl,
+            estimator="elbo",
+            samples=4,
+            baseline="mean",
+            scale_rewards="group",
+            threshold=None,
+            num_inference_steps=config.sampling.generation_length // tokens,
+            num_iterations=updates,
+        )
         training = replace(
             config.training,
             learning_rate=rate,
+            warmup_steps=0,
+            ema_decay=0.0,
             max_steps=self.steps,
             batch_size=self.completions,
             log_every=1,
         )
-        run_dir = self.runs / f"{rate:g}-{tokens}-{updates}-{seed}"
-        return trained(replace(config, rl=rl, training=training), run_dir, self._start(seed))
+        config = replace(config, task=task, rl=rl, training=training)
+        return trained(config, self.runs / f"{rate:g}-{tokens}-{updates}-{seed}", self._start(seed))
 
     def _row(self, what: str, runs: list[Path], settings: dict[str, Any]) -> dict[str, Any]:
         config = seeded("sudoku-rl", 0)
