@@ -4,7 +4,8 @@
 
 Agents that already solve most Sudoku puzzles are trained on under each of the eight combinations,
 so that there is much to lose: with BGPO as its paper has it (four masks, rewards compared within
-groups), the reward of the peers, and the last weights instead of averaged ones. What `lmdiff.training.text_rl_logs.Signs` warns of comes from here.
+groups), the reward of the peers, and the last weights instead of averaged ones. What
+`lmdiff.training.text_rl_logs.Signs` warns of comes from here.
 """
 
 import itertools
