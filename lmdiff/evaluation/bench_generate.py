@@ -193,9 +193,11 @@ def generate_sudoku(pipe: TextPipeline, repeats: int, count: int = 128) -> Table
         ("LLaDA2Pipeline", "one token a call"): theirs(threshold=2.0, editing_threshold=None),
         ("LLaDA2Pipeline", "defaults: threshold 0.7, editing"): theirs(),
         ("LLaDA2Pipeline", "threshold 0.9"): theirs(threshold=0.9, editing_threshold=None),
+        ("LLaDA2Pipeline", "threshold 0.99"): theirs(threshold=0.99, editing_threshold=None),
         ("TextPipeline", "one token a call"): ours(),
         ("TextPipeline", "threshold 0.9"): ours(threshold=0.9),
-        ("TextPipeline", "threshold 0.7"): ours(threshold=0.7),
+        ("TextPipeline", "threshold 0.97"): ours(threshold=0.97),
+        ("TextPipeline", "threshold 0.99"): ours(threshold=0.99),
         ("TextPipeline", "entropy bound 0.1"): ours(order="entropy", threshold=0.1),
     }
     rows = _rows(model, runs, count, repeats)
