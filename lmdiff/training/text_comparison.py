@@ -131,6 +131,8 @@ class Comparison:
         words += [f"--search-steps {self.search_steps}", f"--pairs {' '.join(self.pairs)}"]
         if self.completions is not None:
             words.append(f"--completions {self.completions}")
+        if self.prompts != Comparison.prompts:
+            words.append(f"--prompts {self.prompts}")
         return " ".join(["python -m lmdiff.training.text_comparison", *words])
 
 

@@ -55,6 +55,8 @@ def test_the_best_rate_is_told_and_only_its_runs_count(done: Path) -> None:
     assert (bgpo["each_before"], bgpo["each_after"]) == ("40, 60", "70, 80")
     assert result["seeds"] == [0, 1]
     assert "--rates 5e-05 0.0001" in result["command"]
+    assert "--prompts 100" in result["command"]
+    assert bgpo["completions"] == 128
 
 
 def test_one_rate_is_not_searched(done: Path) -> None:
