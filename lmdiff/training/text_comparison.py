@@ -47,6 +47,8 @@ class Comparison:
     """ESTIMATOR+OBJECTIVE."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the starts, the roll-outs and the held-out prompts."""
+    start: int | None = None
+    """Seed of one start for all of them; by default each has its own."""
     steps: int = 160
     """Updates of each run."""
     completions: int | None = None
@@ -87,6 +89,8 @@ class Comparison:
         return max(self.rates, key=validation)
 
     def _start(self, seed: int) -> Path:
+        if self.start is not None and seed in self.seeds:
+            seed = self.start
         run_dir = self.runs / f"{self.task}-sft-{seed}"
         return trained(seeded(f"{self.task}-sft", seed), run_dir)
 
@@ -129,6 +133,8 @@ class Comparison:
         words = [f"--task {self.task}", f"--seeds {' '.join(map(str, self.seeds))}"]
         words += [f"--steps {self.steps}", f"--rates {' '.join(f'{r:g}' for r in self.rates)}"]
         words += [f"--search-steps {self.search_steps}", f"--pairs {' '.join(self.pairs)}"]
+        if self.start is not None:
+            words.append(f"--start {self.start}")
         if self.completions is not None:
             words.append(f"--completions {self.completions}")
         if self.prompts != Comparison.prompts:

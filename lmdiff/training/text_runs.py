@@ -52,7 +52,7 @@ def solved(run_dir: Path, config: TextAgentConfig, split: Split, prompts: int, s
         prompts: how many.
         seed: no other one asks the same prompts.
     """
-    file = run_dir / f"solved-{split}-{prompts}.json"
+    file = run_dir / f"solved-{split}-{prompts}-{seed}.json"
     if not file.exists():
         task = make_task(config.task)
         rows = task.rows(split, prompts, _FIRST_SEED + seed)

@@ -14,7 +14,8 @@ from lmdiff.training.text_runs import trained
 def finished(run: Path, solved: int, ratios: list[float]) -> None:
     (run / "agent").mkdir(parents=True)
     record = {"solved": solved, "prompts": 100}
-    (run / "solved-held_out-100.json").write_text(json.dumps(record))
+    seed = run.name.rpartition("-")[2]
+    (run / f"solved-held_out-100-{seed}.json").write_text(json.dumps(record))
     lines = [{"step": i, "ratio/max": ratio} for i, ratio in enumerate(ratios, 1)]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 

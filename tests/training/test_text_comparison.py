@@ -28,7 +28,8 @@ def done(tmp_path: Path) -> Path:
         run = tmp_path / name
         (run / "agent").mkdir(parents=True)
         record = {"solved": solved, "prompts": 100}
-        (run / f"solved-{split}-100.json").write_text(json.dumps(record))
+        seed = name.rpartition("-")[2]
+        (run / f"solved-{split}-100-{seed}.json").write_text(json.dumps(record))
     (tmp_path / "sudoku-sft-100" / "agent").mkdir(parents=True)
     return tmp_path
 
@@ -63,6 +64,24 @@ def test_one_rate_is_not_searched(done: Path) -> None:
     for name in [path.name for path in done.iterdir() if path.name.endswith("-100")]:
         assert name == "sudoku-sft-100" or (done / name).rename(done / f"gone-{name}")
     Comparison(pairs=("elbo+bgpo",), seeds=(0,), rates=(1e-4,), prompts=100, runs=done).run()
+
+
+def test_one_start_may_serve_all_seeds(done: Path) -> None:
+    file = done / "sudoku-sft-0" / "solved-held_out-100-1.json"
+    file.write_text(json.dumps({"solved": 42, "prompts": 100}))
+    output = done / "result.json"
+    Comparison(
+        pairs=("elbo+bgpo",),
+        seeds=(0, 1),
+        start=0,
+        rates=(1e-4,),
+        prompts=100,
+        runs=done,
+        output=output,
+    ).run()
+    result = json.loads(output.read_text())
+    assert result["rows"][0]["each_before"] == "40, 42"  # each seed has prompts of its own
+    assert "--start 0" in result["command"]
 
 
 def test_every_pair_makes_sense() -> None:
