@@ -3,41 +3,37 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
+import matplotlib as mpl
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from lmdiff.evaluation.pictures import INK, one_line, write_gif
+
 _STRIP = 28  # pixels above the picture for the words
-_MOST_FRAMES = 90
-_WIDTH = 320
+_MOST_FRAMES = 60
+_WIDTH = 256
 
 
 def write_film(path: Path, frames: Sequence[np.ndarray], words: str, fps: float) -> Path:
-    """Write frames [H, W, 3] uint8, at most some ninety of them, at their own speed.
+    """Write frames [H, W, 3] uint8, at most some sixty of them, at their own speed.
 
     Returns the path; its folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     every = max(1, -(-len(frames) // _MOST_FRAMES))
     shown = [*frames[::every], frames[-1]]
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
-    pictures = [np.asarray(_captioned(frame, words, font)) for frame in shown]
-    milliseconds = max(20.0, 1000 * every / fps)
-    # The last picture stays: one wants to see where it ended.
-    durations = [milliseconds] * (len(pictures) - 1) + [1500.0]
-    iio.imwrite(path, pictures, extension=".gif", duration=durations, loop=0)
-    return path
+    source = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    font = ImageFont.truetype(str(source), 12)
+    return write_gif(path, [_captioned(f, words, font) for f in shown], max(1, round(fps / every)))
 
 
 def _captioned(frame: np.ndarray, words: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     picture = Image.fromarray(frame)
     height = round(picture.height * _WIDTH / picture.width)
-    picture = picture.resize((_WIDTH, height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (_WIDTH, height + _STRIP), "white")
-    canvas.paste(picture, (0, _STRIP))
-    text = words
-    while text and font.getlength(text) > _WIDTH - 16:
+    canvas.paste(picture.resize((_WIDTH, height), Image.Resampling.LANCZOS), (0, _STRIP))
+    text = one_line(words)
+    while font.getlength(text) > _WIDTH - 16:
         text = text[:-2].rstrip(". ") + "…"
-    ImageDraw.Draw(canvas).text((8, 6), text, fill="black", font=font)
+    ImageDraw.Draw(canvas).text((8, 7), text, fill=INK, font=font)
     return canvas

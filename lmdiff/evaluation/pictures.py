@@ -154,7 +154,7 @@ def write_video(
         except (ImportError, RuntimeError, OSError) as error:
             path = path.with_suffix(".gif")
             warnings.warn(f"No MP4 (ffmpeg: {error}); writing {path.name}.", stacklevel=2)
-    return _write_gif(path, frames, fps)
+    return write_gif(path, frames, fps)
 
 
 def one_line(text: str) -> str:
@@ -326,7 +326,8 @@ def _frames(
         yield frame
 
 
-def _write_gif(path: Path, frames: list[Image.Image], fps: int) -> Path:
+def write_gif(path: Path, frames: list[Image.Image], fps: int) -> Path:
+    """Write frames of one size as a GIF; its folder must be there."""
     # One palette for all frames: quick, and nothing flickers.
     palette = frames[-1].quantize(128, dither=Image.Dither.NONE)
     palette.putpalette([255 if v > 249 else v for v in palette.getpalette() or []])  # pure white

@@ -103,13 +103,13 @@ def understands(pipe: PolicyPipeline, words: str) -> bool:
 
 
 def draw_told(world: World, sayings: Sayings, split: str, count: int, seed: int) -> list[Told]:
-    """`count` episodes: goals in turn, or what is possible in drawn scenes; drawn sentences."""
+    """`count` episodes: goals in turn, or what drawn scenes ask for; drawn sentences."""
     rng = np.random.default_rng([seed, 7])
     told = []
     for index in range(count):
         start = _odd(rng)
         if world.swappable:
-            goal = str(rng.choice(_possible(world, start)))
+            goal = world.reset(seed=start)[1]["goal"]
         else:
             goal = world.goals[index % len(world.goals)]
         texts = sayings.of(goal, split)  # pyright: ignore[reportArgumentType]

@@ -79,6 +79,7 @@ class KnownGoals(ModelMixin, ConfigMixin):
         validation_known: Sequence[str],
         validation_unknown: Sequence[str],
         labels: Sequence[str] | None = None,
+        refused: float | None = None,
     ) -> Self:
         """Learn from training sentences; set the threshold on validation sentences.
 
@@ -92,6 +93,9 @@ class KnownGoals(ModelMixin, ConfigMixin):
             validation_known: as `known`, unseen.
             validation_unknown: as `unknown`, unseen.
             labels: what each known phrase denotes (any text); default: each its own.
+            refused: share of `validation_unknown` that the threshold refuses; default: the
+                threshold of highest balanced accuracy. Where few sentences are taught, new ones
+                score far below those of validation, and the latter refuses most of them.
         """
         self = cls(list(known), list(labels if labels is not None else known), encoder.width)
         self.attach(encoder)
@@ -103,8 +107,11 @@ class KnownGoals(ModelMixin, ConfigMixin):
         self.weight.copy_(weight / spread)
         self.bias.copy_(bias / spread)
         accepted = self._scores(_features(encoder, validation_known)).cpu().numpy()
-        refused = self._scores(_features(encoder, validation_unknown)).cpu().numpy()
-        self.threshold.fill_(_best_threshold(accepted, refused))
+        strays = self._scores(_features(encoder, validation_unknown)).cpu().numpy()
+        if refused is None:
+            self.threshold.fill_(_best_threshold(accepted, strays))
+        else:
+            self.threshold.fill_(float(np.quantile(strays, refused)))
         return self
 
     def score(self, text: str) -> float:

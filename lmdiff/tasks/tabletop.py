@@ -9,6 +9,7 @@ Source: Park et al., "OGBench", 2024 (arXiv:2410.20092); environments of the pac
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,9 +17,12 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
-from ogbench.manipspace.envs.cube_env import CubeEnv
-from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
-from ogbench.manipspace.envs.scene_env import SceneEnv
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", module="glfw")  # it misses a display, which nothing needs
+    from ogbench.manipspace.envs.cube_env import CubeEnv
+    from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
+    from ogbench.manipspace.envs.scene_env import SceneEnv
 
 from lmdiff.errors import UserError
 from lmdiff.tasks import tabletop_goals as goals
@@ -143,6 +147,7 @@ class Tabletop(World):
                 os.environ.setdefault("MUJOCO_GL", "egl")  # gymnasium would look for a display
             model = self._env.model
             model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+            model.vis.global_.offwidth = model.vis.global_.offheight = _FRAME_SIZE
             self._renderer = MujocoRenderer(
                 model, self._env.data, width=_FRAME_SIZE, height=_FRAME_SIZE, camera_name="front"
             )

@@ -145,3 +145,13 @@ def test_an_encoder_is_needed_and_must_fit(known_goals, tiny, tmp_path):
         again.score("the top")
     with pytest.raises(UserError, match="width"):
         again.attach(GoalEncoder(tiny["bert"]))
+
+
+def test_a_share_of_strays_can_be_refused(encoder):
+    known, strays = ["open the door", "close the door"], ["hello", "what time is it?", "sing"]
+    validation = ["who are you?", "make me a coffee", "tell me a joke", "buy some milk"]
+    fit = [encoder, known, strays, ["shut the door"], validation]
+    for share in (0.5, 1.0):
+        goals = KnownGoals.fit(*fit, refused=share)
+        below = sum(score < float(goals.threshold) for score in goals.scores(validation))
+        assert below in (round(share * 4), round(share * 4) - 1)

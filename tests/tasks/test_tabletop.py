@@ -172,6 +172,7 @@ def test_the_buttons_are_left_and_right_in_the_picture(worlds):
             world._env._apply_button_states()
             frames.append(world.render())
         assert frames[0].shape == (256, 256, 3)
+        assert frames[0][100:180, -40:].any()  # the window stands there: nothing is cut off
         # Below row 180 are the buttons, above it the handles, which change their colours too.
         changed = np.abs(frames[0].astype(int) - frames[1]).sum(-1)[180:] > 60
         middles.append(np.nonzero(changed)[1].mean())
