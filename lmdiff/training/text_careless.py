@@ -38,7 +38,7 @@ class CarelessStudy:
     """Updates of each run."""
     completions: int = 64
     """A batch's, 8 of a puzzle."""
-    prompts: int = 500
+    prompts: int = 200
     """Puzzles of unseen grids that each seed's agents are asked."""
     runs: Path = Path("runs/careless")
     """Where runs are kept."""
