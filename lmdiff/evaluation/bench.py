@@ -15,6 +15,7 @@ from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import load_pipeline, settings_of
 from lmdiff.evaluation.bench_generate import generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import text_memory
+from lmdiff.evaluation.bench_policy import policy_action, policy_step
 from lmdiff.evaluation.bench_text import Table, text_step
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
@@ -35,6 +36,14 @@ def bench(command: "Bench") -> int:
     line, title, columns = f"lmdiff bench {command.what}", None, None
     if command.what == "text-memory":
         title, columns, rows = text_memory()
+    elif command.what == "policy-step":
+        repeats = command.repeats or 7
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: policy_step(repeats))
+    elif command.what == "policy-action":
+        repeats = command.repeats or 50
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: policy_action(repeats))
     elif command.what == "text-step":
         repeats = command.repeats or 7
         line += f" --repeats {repeats}"
