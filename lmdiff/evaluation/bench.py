@@ -167,6 +167,7 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
     from lmdiff.data.windows import Batch
     from lmdiff.tasks.pointmaze import PointMaze
     from lmdiff.training.imitation import ImitationBatch, ImitationModule
+    from lmdiff.training.precision import settled
 
     config = load_control_agent(command.agent)
     task, size, horizon = (
@@ -192,10 +193,10 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
         phrases=[phrase if words else None for words in said.tolist()],
     )
     batch = ImitationBatch(windows, GoalStates([phrase] * prior.phrases, states))
-    bf16 = config.training.mixed_precision == "bf16"
+    precision = settled(config.training, torch.device("cpu")).mixed_precision
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = module(batch, generator)["loss"]
         loss.backward()
         optimizer.step()
@@ -205,6 +206,6 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
         "agent": command.agent,
         "parameters": sum(p.numel() for p in trained),
         "batch": size,
-        "precision": config.training.mixed_precision,
+        "precision": precision,
     }
     return step, about
