@@ -32,6 +32,8 @@ class FlowMap(ActionDenoiser):
 
     def __init__(self, network: PolicyNetwork):
         super().__init__(network)
+        # Made once: making one takes as long as evaluating a small network.
+        self.scheduler: Any = FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
         if network.config["process"] != "flow":
             raise UserError(
                 "A flow map (algorithm gtp) follows a flow: set network.process = 'flow'."
@@ -67,7 +69,7 @@ class FlowMap(ActionDenoiser):
             guidance_scale: weight of the goal against none, on mean velocities; 1 is none.
         """
         batch, device = len(condition.goal), condition.observation.device
-        scheduler = scheduler if scheduler is not None else _equal_steps()
+        scheduler = scheduler if scheduler is not None else self.scheduler
         if noise is None:
             where = generator.device if generator is not None else device
             noise = torch.randn(batch, *self.chunk, generator=generator, device=where).to(device)
@@ -86,7 +88,3 @@ class FlowMap(ActionDenoiser):
                 velocity = nothing[0] + guidance_scale * (velocity - nothing[0])
             sample = scheduler.step(velocity, timestep, sample).prev_sample
         return sample.clamp(-1, 1)
-
-
-def _equal_steps() -> Any:
-    return FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
