@@ -134,7 +134,8 @@ class TrainingConfig:
     max_skipped: int = 20
     """Steps in a row that are skipped for a loss or gradient that is not finite; one more stops."""
     ema_decay: float = 0.995
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16"] = "no"
+    """`auto`: bf16 where the processor has instructions for it."""
     compile: bool = False
     """torch.compile the network (pays on long runs; costs a minute at the start)."""
     checkpoint_every: int = 500

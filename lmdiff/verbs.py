@@ -194,10 +194,19 @@ class Eval:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time a plan, an action, a training step; or text RL: its step, its memory, generation."""
+    """Time a plan, an action, a training step; policies' algorithms; or text RL and generation."""
 
     what: Annotated[
-        Literal["plan", "action", "train", "text-memory", "text-step", "generate"],
+        Literal[
+            "plan",
+            "action",
+            "train",
+            "policy-step",
+            "policy-action",
+            "text-memory",
+            "text-step",
+            "generate",
+        ],
         tyro.conf.Positional,
     ] = "plan"
     agent: str = ""
@@ -205,7 +214,7 @@ class Bench:
     build untrained: weights do not change the times. Of `generate`: a trained Sudoku agent, for
     its quality as well; by default fresh weights, for speed alone."""
     repeats: int | None = None
-    """Default: 50; of the text benches 7."""
+    """Default: 50; of the text benches and policy-step 7."""
     output: Path | None = None
     """Write the figures here too, as a file for docs/results."""
     json: bool = False

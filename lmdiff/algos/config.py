@@ -70,8 +70,15 @@ class FQLConfig:
 class QCConfig:
     """Q-chunking: a critic of whole chunks; best of N, or FQL on chunks."""
 
+    mode: Literal["best-of-n", "fql"] = "best-of-n"
+    """QC, or QC-FQL."""
     candidates: int = 32
+    """Samples to choose from when acting (best-of-n)."""
+    target_candidates: int = 32
+    """Samples to choose from in targets; the paper's 32 make most of a training step's cost."""
     flow_steps: int = 10
+    alpha: float = 100.0
+    """Of QC-FQL: weight of staying with the flow; Q is not normalised there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +86,19 @@ class GTPConfig:
     """Generative trajectory policies: a flow map between any two levels, advantage-weighted."""
 
     expectile: float = 0.7
+    """Of the value function (IQL)."""
     temperature: float = 0.3
+    """Of the advantages, in units of their standard deviation (the paper's 1 / eta)."""
     largest_weight: float = 100.0
-    anchor: float = 1.0
+    anchor: float = 0.1
     """Weight of the instantaneous (flow-matching) loss beside the map's consistency."""
+    teacher: Literal["map", "data"] = "map"
+    """Who says how the flow goes on: the map's own slow copy, or, as in the paper, the straight
+    line to the recorded chunk (stable score approximation). That line is right on average only:
+    on two modes, a step from noise then ends between them in most cases, and one of `map` does
+    not."""
+    stride: float = 0.05
+    """How far along that line the teacher goes, in levels."""
 
 
 @dataclass(frozen=True, kw_only=True)

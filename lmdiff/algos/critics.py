@@ -97,5 +97,11 @@ class Target(nn.Module):
         return functional_call(network, weights, arguments)
 
 
+def fixed(network: nn.Module, *arguments: Any) -> Tensor:
+    """A network's output, with gradients to the arguments and none to the network."""
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return functional_call(network, weights, arguments)
+
+
 def _flat(name: str) -> str:
     return name.replace(".", "/")  # the names of buffers have no dots

@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass
 
+from lmdiff.algos.awr import AWR
 from lmdiff.algos.bc import BC
-from lmdiff.algos.config import AlgorithmConfig
+from lmdiff.algos.config import AlgorithmConfig, FQLConfig
+from lmdiff.algos.critics import Critic
+from lmdiff.algos.fql import FQL
+from lmdiff.algos.gtp import GTP
+from lmdiff.algos.idql import IDQL
+from lmdiff.algos.qc import QC
 from lmdiff.denoisers.actions import ActionDenoiser
+from lmdiff.denoisers.actors import OneStepPolicy
+from lmdiff.denoisers.flow_map import FlowMap
 from lmdiff.denoisers.policy_networks import PolicyMLP, PolicyNetwork, PolicyTransformer
-from lmdiff.errors import UserError
 
-Algorithm = BC
+Algorithm = BC | AWR | IDQL | FQL | QC | GTP
 """A module with `actor`, `critic` (or None) and `candidates`, which together act (selection.py);
 `forward(batch, generator)`, whose `loss` is to be minimised; and `after_step()` for targets."""
 
@@ -60,12 +67,55 @@ def make_network(config: AlgorithmConfig, sizes: Sizes, levels: int = 1) -> Poli
     )
 
 
+def make_critic(config: AlgorithmConfig, sizes: Sizes, horizon: int, count: int) -> Critic:
+    """A fresh critic of chunks of `horizon` actions; 0: of situations."""
+    return Critic(
+        sizes.history * sizes.observation,
+        sizes.action,
+        horizon,
+        sizes.words,
+        width=config.critic.width,
+        layers=config.critic.layers,
+        count=count,
+    )
+
+
 def make_algorithm(config: AlgorithmConfig, sizes: Sizes) -> Algorithm:
     """A fresh algorithm; seed torch before, as its weights are drawn.
 
     Raises:
         UserError: settings that do not go together.
     """
-    if config.name == "bc":
-        return BC(ActionDenoiser(make_network(config, sizes)), config.condition_dropout)
-    raise UserError(f"There is no algorithm {config.name!r} yet. Known: bc.")
+    rate, dropout = config.critic.target_rate, config.condition_dropout
+
+    def denoiser() -> ActionDenoiser:
+        return ActionDenoiser(make_network(config, sizes))
+
+    def student() -> OneStepPolicy:
+        return OneStepPolicy(make_network(config, sizes, levels=0))
+
+    def critic() -> Critic:
+        return make_critic(config, sizes, sizes.horizon, config.critic.count)
+
+    def value() -> Critic:
+        return make_critic(config, sizes, 0, 1)
+
+    match config.name:
+        case "bc":
+            return BC(denoiser(), dropout)
+        case "awr":
+            return AWR(denoiser(), critic(), value(), config.awr, rate, dropout)
+        case "idql":
+            return IDQL(denoiser(), critic(), value(), config.idql, rate, dropout)
+        case "fql":
+            return FQL(student(), denoiser(), critic(), config.fql, rate, dropout)
+        case "qc" if config.qc.mode == "fql":
+            fql = FQLConfig(
+                alpha=config.qc.alpha, flow_steps=config.qc.flow_steps, normalize_q=False
+            )
+            return FQL(student(), denoiser(), critic(), fql, rate, dropout)
+        case "qc":
+            return QC(denoiser(), critic(), config.qc, rate, dropout)
+        case "gtp":
+            flow_map = FlowMap(make_network(config, sizes, levels=2))
+            return GTP(flow_map, critic(), value(), config.gtp, rate, dropout)

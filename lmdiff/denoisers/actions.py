@@ -48,6 +48,7 @@ class ActionDenoiser(nn.Module):
         config = network.config
         self.process: Process = make_process(config["process"], config["prediction"])
         self.chunk: tuple[int, int] = config["horizon"], config["action_size"]
+        self.levels: int = config["levels"]
 
     def draw_noise(
         self, x: Tensor, generator: torch.Generator, counted: Tensor | None = None
@@ -63,7 +64,8 @@ class ActionDenoiser(nn.Module):
         """[B] squared errors of the prediction, averaged over the actions that count."""
         level = draw.level[:, None, None]
         xt = self.process.corrupt(x, draw.noise, level)
-        output = self.network(xt, draw.level[:, None], self.network.read(condition))
+        levels = draw.level[:, None].expand(-1, self.levels)
+        output = self.network(xt, levels, self.network.read(condition))
         prediction = self.process.predict(output, xt, level)
         error = (prediction - self.process.target(x, draw.noise, level)) ** 2
         error = (error * self.process.weight(level)).mean(-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lmdiff.denoisers.actions import ActionDenoiser
+from lmdiff.denoisers.flow_map import FlowMap
 from lmdiff.denoisers.policy_networks import PolicyNetwork
 from lmdiff.denoisers.situation import Situation
 
@@ -62,6 +63,9 @@ class OneStepPolicy(nn.Module):
         return self(condition, noise).clamp(-1, 1)
 
 
-def make_actor(network: PolicyNetwork) -> ActionDenoiser | OneStepPolicy:
+def make_actor(network: PolicyNetwork) -> ActionDenoiser | FlowMap | OneStepPolicy:
     """The actor that a network belongs to."""
-    return OneStepPolicy(network) if network.config["levels"] == 0 else ActionDenoiser(network)
+    levels = network.config["levels"]
+    if levels == 0:
+        return OneStepPolicy(network)
+    return ActionDenoiser(network) if levels == 1 else FlowMap(network)

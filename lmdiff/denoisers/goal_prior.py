@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from lmdiff.denoisers.contract import Condition
-from lmdiff.denoisers.network import waves
+from lmdiff.denoisers.network import attend, waves
 from lmdiff.denoisers.processes import FlowMatching
 from lmdiff.goals.encoder import GoalTokens
 
@@ -86,7 +86,7 @@ class GoalPrior(ModelMixin, ConfigMixin):
             for part in self.key_value(tokens).chunk(2, -1)
         )
         queries = self.queries.expand(batch, -1, -1, -1)
-        told = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask[:, None, None])
+        told = attend(queries, key, value, mask[:, None, None])
         return self.of_words(self.read_norm(told.transpose(1, 2).flatten(1)))
 
     def forward(self, sample: Tensor, level: Tensor, told: Tensor) -> Tensor:

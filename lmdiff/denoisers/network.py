@@ -36,6 +36,20 @@ def waves(values: Tensor, octaves: int) -> Tensor:
     return torch.cat([values, angles.sin().flatten(-2), angles.cos().flatten(-2)], -1)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention [B, heads, n, head width]; on a CPU always in fp32.
+
+    There, bf16 makes the gradient of small attentions ten times as slow (torch 2.13), and all else
+    about three times as fast.
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask
+        )
+
+
 def _scatter(rows: Tensor, where: Tensor, batch: int) -> Tensor:
     """Rows [n, ...] at their places among `batch` rows; zeros elsewhere."""
     return rows.new_zeros(batch, *rows.shape[1:]).index_copy(0, where, rows)
@@ -191,11 +205,9 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """[B, H, width] to the same."""
         query, own_key, own_value = self.qkv(self.norm_self(hidden)).chunk(3, -1)
-        own = F.scaled_dot_product_attention(
-            self._split(query), self._split(own_key), self._split(own_value)
-        )
+        own = attend(self._split(query), self._split(own_key), self._split(own_value))
         hidden = hidden + self.out_self(own.transpose(1, 2).flatten(-2))
         query = self._split(self.query(self.norm_goal(hidden)))
-        told = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        told = attend(query, key, value, mask)
         hidden = hidden + self.out_goal(told.transpose(1, 2).flatten(-2))
         return hidden + self.mlp(self.norm_mlp(hidden))

@@ -82,14 +82,14 @@ def role_masks(names: list[str], horizon: int, device: torch.device | str = "cpu
     Raises:
         UserError: a name is not in ROLES.
     """
-    codes = torch.empty(len(names), horizon, len(GROUPS), dtype=torch.int8)
-    goal = torch.empty(len(names), dtype=torch.bool)
-    for index, name in enumerate(names):
+    distinct = list(dict.fromkeys(names))
+    each = torch.empty(len(distinct), horizon, len(GROUPS), dtype=torch.int8)
+    for index, name in enumerate(distinct):
         role = find_role(name)
-        uses = (role.observation, role.action, role.signal)
-        for column, (first, later) in enumerate(uses):
-            codes[index, :, column] = _CODES[later]
-            codes[index, 0, column] = _CODES[first]
-        goal[index] = role.goal
+        for column, (first, later) in enumerate((role.observation, role.action, role.signal)):
+            each[index, :, column] = _CODES[later]
+            each[index, 0, column] = _CODES[first]
+    rows = torch.tensor([distinct.index(name) for name in names], dtype=torch.long)
+    codes, goal = each[rows], torch.tensor([ROLES[name].goal for name in names], dtype=torch.bool)
     codes = codes.to(device)
     return Masks(asked=codes == 1, absent=codes == 2, goal=goal.to(device))

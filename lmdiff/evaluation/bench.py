@@ -15,6 +15,7 @@ from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import load_pipeline, settings_of
 from lmdiff.evaluation.bench_generate import generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import text_memory
+from lmdiff.evaluation.bench_policy import policy_action, policy_step
 from lmdiff.evaluation.bench_text import Table, text_step
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
@@ -35,6 +36,14 @@ def bench(command: "Bench") -> int:
     line, title, columns = f"lmdiff bench {command.what}", None, None
     if command.what == "text-memory":
         title, columns, rows = text_memory()
+    elif command.what == "policy-step":
+        repeats = command.repeats or 7
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: policy_step(repeats))
+    elif command.what == "policy-action":
+        repeats = command.repeats or 50
+        line += f" --repeats {repeats}"
+        title, columns, rows = _on_one_thread(lambda: policy_action(repeats))
     elif command.what == "text-step":
         repeats = command.repeats or 7
         line += f" --repeats {repeats}"
@@ -158,6 +167,7 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
     from lmdiff.data.windows import Batch
     from lmdiff.tasks.pointmaze import PointMaze
     from lmdiff.training.imitation import ImitationBatch, ImitationModule
+    from lmdiff.training.precision import settled
 
     config = load_control_agent(command.agent)
     task, size, horizon = (
@@ -183,10 +193,10 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
         phrases=[phrase if words else None for words in said.tolist()],
     )
     batch = ImitationBatch(windows, GoalStates([phrase] * prior.phrases, states))
-    bf16 = config.training.mixed_precision == "bf16"
+    precision = settled(config.training, torch.device("cpu")).mixed_precision
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = module(batch, generator)["loss"]
         loss.backward()
         optimizer.step()
@@ -196,6 +206,6 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
         "agent": command.agent,
         "parameters": sum(p.numel() for p in trained),
         "batch": size,
-        "precision": config.training.mixed_precision,
+        "precision": precision,
     }
     return step, about

@@ -2,9 +2,10 @@
 
 A goal is scored by two views of the language model's mean-pooled states: a logistic regression
 between taught phrases and sentences of other kinds (outlier exposure: Hendrycks et al. 2019,
-arXiv:1812.04606), and the cosine to the nearest taught phrase. The first knows what strays look
-like, the second how far a stray of a new kind is from anything taught; on validation phrases their
-sum beats either, and beats scores of single tokens. The language model's features before any
+arXiv:1812.04606), and the cosines to the nearest taught phrase and to the nearest of those
+sentences. The first knows what strays look like, the others how far a stray of a new kind is from
+anything taught, and whether it is nearer to a stray; on validation phrases their sum beats each,
+and beats scores of single tokens. The language model's features before any
 adaptation are used where they exist: what an adapter learns to ignore, a stray may consist of.
 """
 
@@ -27,7 +28,10 @@ MAX_CHARACTERS = 500
 _PENALTY = 1e-3
 """Of the logistic regression's squared weights; 1e-4 to 1e-2 rank validation phrases alike."""
 _COSINE = 5.0
-"""Weight of the cosine beside the standardised regression; 2 to 20 rank validation alike."""
+"""Weight of the nearest phrase's cosine beside the standardised regression."""
+_CONTRAST = 5.0
+"""Weight of its lead over the nearest stray's cosine. On validation phrases it lifts the AUROC from
+0.9965 to 0.9971, and what is accepted where 98.4% of the strays are refused from 97.7% to 98.7%."""
 
 
 class KnownGoals(ModelMixin, ConfigMixin):
@@ -40,10 +44,13 @@ class KnownGoals(ModelMixin, ConfigMixin):
         phrases: the taught phrases that are kept.
         labels: what each denotes; `nearest` names different ones.
         width: W of the encoder's states.
+        strangers: how many sentences that were not taught are kept; 0 compares with none.
     """
 
     features: Tensor
     """[N, W]: unit-length pooled states of the kept phrases."""
+    strange: Tensor
+    """[strangers, W]: the same of sentences that were not taught."""
     weight: Tensor
     """[W]: regression weights, scaled to unit spread of the score."""
     bias: Tensor
@@ -51,9 +58,13 @@ class KnownGoals(ModelMixin, ConfigMixin):
     """Scores below it are refused."""
 
     @register_to_config
-    def __init__(self, phrases: Sequence[str], labels: Sequence[str], width: int):
+    def __init__(
+        self, phrases: Sequence[str], labels: Sequence[str], width: int, strangers: int = 0
+    ):
         super().__init__()
         self.register_buffer("features", torch.zeros(len(phrases), width))
+        # Agents from before there were any have no such tensor.
+        self.register_buffer("strange", torch.zeros(strangers, width), persistent=strangers > 0)
         self.register_buffer("weight", torch.zeros(width))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.zeros(()))
@@ -97,11 +108,13 @@ class KnownGoals(ModelMixin, ConfigMixin):
                 threshold of highest balanced accuracy. Where few sentences are taught, new ones
                 score far below those of validation, and the latter refuses most of them.
         """
-        self = cls(list(known), list(labels if labels is not None else known), encoder.width)
+        names = list(labels if labels is not None else known)
+        self = cls(list(known), names, encoder.width, len(unknown))
         self.attach(encoder)
         torch.nn.Module.to(self, encoder.device)
         positive, negative = _features(encoder, known), _features(encoder, unknown)
         self.features.copy_(positive)
+        self.strange.copy_(negative)
         weight, bias = _regression(positive, negative)
         spread = (torch.cat([positive, negative]) @ weight).std()
         self.weight.copy_(weight / spread)
@@ -164,7 +177,10 @@ class KnownGoals(ModelMixin, ConfigMixin):
     def _scores(self, features: Tensor) -> Tensor:
         features = features.to(self.features)
         cosine = (features @ self.features.T).amax(1)
-        return (features @ self.weight + self.bias + _COSINE * cosine).float()
+        score = features @ self.weight + self.bias + _COSINE * cosine
+        if len(self.strange):
+            score = score + _CONTRAST * (cosine - (features @ self.strange.T).amax(1))
+        return score.float()
 
     def _distinct(self, order: Sequence[int], k: int) -> list[str]:
         phrases, labels = self.config["phrases"], self.config["labels"]

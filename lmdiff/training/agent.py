@@ -33,7 +33,7 @@ from lmdiff.training.ranks import shard_of
 
 _NORMALIZER_WINDOWS = 4096
 _NO_RANK = 2**31  # the windows that fit the normaliser are no process's batch
-_REFUSAL_PHRASES = 1500
+_REFUSAL_PHRASES = 3000
 
 
 def train_agent(

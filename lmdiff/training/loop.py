@@ -35,6 +35,7 @@ from lmdiff.training.launch import make_accelerator
 from lmdiff.training.manifest import write_run
 from lmdiff.training.metrics import Averages, MetricsFile
 from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
+from lmdiff.training.precision import settled
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
 from lmdiff.training.state import (
@@ -97,6 +98,7 @@ def train(
     """
     check_config(config, round_steps)
     accelerator = accelerator or make_accelerator()
+    config = settled(config, accelerator.device)
     check_accelerator(config, accelerator)
     description = open_run(config, run_dir, manifest or {}, accelerator, resume)
     run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lmdiff.errors import UserError
 from lmdiff.pipelines.text_agents import TextModel, make_text_pipeline, save_text_agent
 from lmdiff.text.config import TextAgentConfig
@@ -10,6 +12,7 @@ from lmdiff.text.rl_config import TextRLConfig
 from lmdiff.text.tasks import TextTask
 from lmdiff.training.callbacks import Evaluate
 from lmdiff.training.launch import make_accelerator
+from lmdiff.training.precision import settled
 from lmdiff.training.text_rl import TextRLTrainer
 
 
@@ -56,7 +59,8 @@ def train_rl(
 
 def rl_config(config: TextAgentConfig, run_dir: Path, accumulation: int = 1) -> TextRLConfig:
     """A recipe's [rl], [training] and [sampling] as the trainer's settings."""
-    training = config.training
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    training = settled(config.training, device)
     return TextRLConfig(
         **vars(config.rl),
         output_dir=str(run_dir),

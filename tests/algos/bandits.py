@@ -1,5 +1,7 @@
 """A bandit whose behaviour has two modes of which one pays, and other small batches."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,16 +39,24 @@ def bandit(generator: torch.Generator, batch: int = 128) -> Transitions:
 
 def config(name: str, **more: object) -> AlgorithmConfig:
     """Small networks."""
-    small = {"network": NetworkConfig(width=64, layers=3), "critic": CriticConfig(width=32)}
+    small = {
+        "network": NetworkConfig(width=64, layers=3, prediction="sample"),
+        "critic": CriticConfig(width=32, layers=2, target_rate=0.05),
+    }
     return AlgorithmConfig(name=name, **small | more)  # pyright: ignore
 
 
-def train(algorithm: Algorithm, steps: int = 200, rate: float = 3e-3) -> dict[str, Tensor]:
-    """On the bandit; the last metrics."""
+def train(
+    algorithm: Algorithm,
+    steps: int = 200,
+    batches: Callable[[torch.Generator], Transitions] = bandit,
+    rate: float = 3e-3,
+) -> dict[str, Tensor]:
+    """On batches, by default of the bandit; the last metrics."""
     optimizer = torch.optim.Adam(algorithm.parameters(), rate)
     generator, metrics = seeded(), {}
     for _ in range(steps):
-        metrics = algorithm(bandit(generator), generator)
+        metrics = algorithm(batches(generator), generator)
         optimizer.zero_grad()
         metrics["loss"].backward()
         nn.utils.clip_grad_norm_(algorithm.parameters(), 1.0)

@@ -3,13 +3,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.goals import embedded
 from lmdiff.goals.encoder import GoalEncoder
 from lmdiff.goals.grammar import load_grammar, load_unknown
-from lmdiff.goals.refusal import KnownGoals, _best_threshold, auroc
+from lmdiff.goals.refusal import _CONTRAST, _COSINE, KnownGoals, _best_threshold, auroc
 
 
 class Pipe(DiffusionPipeline):
@@ -51,6 +52,24 @@ def test_the_threshold_is_the_middle_of_the_gap():
     assert _best_threshold(np.array([4.0, 5.0]), np.array([0.0, 2.0])) == 3.0
     # one stray: accepting 2 of 2 and refusing 2 of 3
     assert 1.0 < _best_threshold(np.array([4.0, 5.0]), np.array([0.0, 1.0, 9.0])) < 4.0
+
+
+def test_scores_weigh_the_nearest_of_either_kind():
+    goals = KnownGoals(["taught"], ["taught"], width=2, strangers=1)
+    goals.features.copy_(torch.tensor([[1.0, 0.0]]))
+    goals.strange.copy_(torch.tensor([[0.0, 1.0]]))
+    like_taught, like_stray = goals._scores(torch.eye(2)).tolist()
+    assert like_taught == _COSINE + _CONTRAST
+    assert like_stray == -_CONTRAST
+
+
+def test_an_agent_that_kept_no_strays_scores_as_it_did(tmp_path):
+    goals = KnownGoals(["taught"], ["taught"], width=2)
+    goals.features.copy_(torch.tensor([[1.0, 0.0]]))
+    goals.save_pretrained(tmp_path)
+    again = KnownGoals.from_pretrained(tmp_path)
+    assert "strange" not in again.state_dict()
+    assert again._scores(torch.eye(2)).tolist() == [_COSINE, 0.0]
 
 
 def test_auroc_on_the_held_out_split(known_goals, places):

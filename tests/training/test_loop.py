@@ -395,6 +395,21 @@ def test_bf16_computes_in_bf16_and_keeps_fp32(tmp_path):
     assert module.net[0](torch.zeros(1, 4)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_precision_is_settled_once_and_written_down(tmp_path, monkeypatch, fast, precision):
+    monkeypatch.setattr("lmdiff.training.precision.fast_bf16", lambda device: fast)
+    seen = set()
+
+    class Watched(Toy):
+        def forward(self, batch, generator):
+            seen.add(self.net[0](batch[0]).dtype)
+            return super().forward(batch, generator)
+
+    train(make_config(mixed_precision="auto"), Watched(), batches, tmp_path, quiet=True)
+    assert seen == {torch.bfloat16 if fast else torch.float32}
+    assert f'"mixed_precision": "{precision}"' in (tmp_path / "run.json").read_text()
+
+
 def test_accumulated_batches_are_one_batch(tmp_path):
     """Two batches of 8 accumulated are one of 16, for a module without noise."""
 
