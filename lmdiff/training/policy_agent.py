@@ -129,7 +129,8 @@ def make_policy_pipeline(
         normalizer=module.normalizer,
         goal_encoder=module.goal_encoder,
         scheduler=None if process is None else process.scheduler(),
-        critic=algorithm.critic,
+        # Where there is no choice, no critic is asked.
+        critic=algorithm.critic if algorithm.candidates > 1 else None,
         known_goals=known_goals,
         history=config.chunks.history,
         execute=config.chunks.execute,
