@@ -34,6 +34,8 @@ class Sizes:
     """Actions in a chunk."""
     words: int
     """Width of the language model's token states."""
+    cells: tuple[int, int] = (0, 0)
+    """Count and size of the like parts that an observation begins with."""
 
 
 def make_network(config: AlgorithmConfig, sizes: Sizes, levels: int = 1) -> PolicyNetwork:
@@ -51,6 +53,8 @@ def make_network(config: AlgorithmConfig, sizes: Sizes, levels: int = 1) -> Poli
             levels=levels,
             process=network.process,
             prediction=network.prediction,
+            history=sizes.history,
+            cells=sizes.cells,
         )
     return PolicyTransformer(
         observed,

@@ -73,6 +73,10 @@ class ActionDenoiser(nn.Module):
             return error.mean(-1)
         return (error * draw.counted).sum(-1) / draw.counted.sum(-1).clamp_min(1)
 
+    def scheduler(self) -> Any:
+        """The default sampler."""
+        return self.process.scheduler()
+
     def sample(
         self,
         condition: Situation,
@@ -95,7 +99,7 @@ class ActionDenoiser(nn.Module):
         Gradients flow (through all steps) where they are enabled.
         """
         batch, device = len(condition.goal), condition.observation.device
-        scheduler = scheduler if scheduler is not None else self.process.scheduler()
+        scheduler = scheduler if scheduler is not None else self.scheduler()
         if noise is None:
             where = generator.device if generator is not None else device
             noise = torch.randn(batch, *self.chunk, generator=generator, device=where).to(device)

@@ -17,6 +17,8 @@ class Actor(Protocol):
     network: PolicyNetwork
     chunk: tuple[int, int]
 
+    def scheduler(self) -> Any: ...
+
     def sample(
         self,
         condition: Situation,
@@ -43,6 +45,9 @@ class OneStepPolicy(nn.Module):
     def forward(self, condition: Situation, noise: Tensor) -> Tensor:
         """Chunks [B, horizon, action] of noise of that shape; not clamped."""
         return self.network(noise, noise.new_zeros(len(noise), 0), self.network.read(condition))
+
+    def scheduler(self) -> None:
+        """There is nothing to schedule."""
 
     def sample(
         self,

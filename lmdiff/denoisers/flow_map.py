@@ -49,6 +49,10 @@ class FlowMap(ActionDenoiser):
         velocity = self.velocity(xt, level, to, self.network.read(condition))
         return xt - (level - to)[:, None, None] * velocity
 
+    def scheduler(self) -> Any:
+        """The default sampler: any number of applications of the map, equal steps."""
+        return FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
+
     def sample(
         self,
         condition: Situation,

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from lmdiff.denoisers.network import waves
-from lmdiff.denoisers.situation import GoalReader, Situation
+from lmdiff.denoisers.situation import CellReader, GoalReader, Situation
 
 _LEVEL_OCTAVES = 4
 
@@ -29,6 +29,8 @@ class PolicyMLP(ModelMixin, ConfigMixin):
         goal_width: of the vector that words become.
         levels: noise levels that it is told.
         process, prediction: the noise process that it is trained under (see processes.py).
+        history: observations in a situation.
+        cells: (count, size) of the like parts that each observation begins with; (0, 0): none.
     """
 
     @register_to_config
@@ -44,10 +46,15 @@ class PolicyMLP(ModelMixin, ConfigMixin):
         levels: int = 1,
         process: str = "flow",
         prediction: str = "velocity",
+        history: int = 1,
+        cells: tuple[int, int] = (0, 0),
     ):
         super().__init__()
         self.goal_reader = GoalReader(words_width, goal_width)
+        self.cell_reader = CellReader(*cells, history, goal_width) if cells[0] else None
         context = observation_size + goal_width
+        if self.cell_reader is not None:
+            context += self.cell_reader.width
         features = horizon * action_size + levels * (1 + 2 * _LEVEL_OCTAVES)
         self.read_in = nn.Linear(context, width)
         self.embed = nn.Linear(features, width)
@@ -57,7 +64,11 @@ class PolicyMLP(ModelMixin, ConfigMixin):
 
     def read(self, situation: Situation) -> Tensor:
         """What the network needs of situations: [B, width]; the same for all denoising steps."""
-        return self.read_in(torch.cat([situation.observation, self.goal_reader(situation)], -1))
+        goal = self.goal_reader(situation)
+        seen = [situation.observation, goal]
+        if self.cell_reader is not None:
+            seen.append(self.cell_reader(situation.observation, goal))
+        return self.read_in(torch.cat(seen, -1))
 
     def forward(self, sample: Tensor, level: Tensor, context: Any) -> Tensor:
         """Prediction [B, horizon, action] for chunks `sample` at `level` [B, levels]."""

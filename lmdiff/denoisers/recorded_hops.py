@@ -68,6 +68,12 @@ class RecordedHops(ModelMixin, ConfigMixin):
             plan = torch.where(fixed[..., None], plan, said)
         return plan
 
+    @torch.no_grad()
+    def gaps(self, plan: Tensor) -> Tensor:
+        """[B, T - 1] how far each hop of plans [B, T, observation] is from a recorded one."""
+        pairs = torch.cat([plan[:, :-1], plan[:, 1:]], -1)
+        return (pairs - self._nearest(pairs)).norm(dim=-1)
+
     def _nearest(self, pairs: Tensor) -> Tensor:
         flat = pairs.flatten(0, 1)
         nearest = [torch.cdist(some, self.hops).argmin(1) for some in flat.split(_PAIRS_AT_ONCE)]

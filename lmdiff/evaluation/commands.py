@@ -22,6 +22,7 @@ from lmdiff.evaluation.language import (
 )
 from lmdiff.evaluation.ogbench import evaluate_ogbench
 from lmdiff.evaluation.pictures import draw_plan, write_video
+from lmdiff.evaluation.printing import print_rate, print_result
 from lmdiff.evaluation.refusal_report import refusal_report
 from lmdiff.evaluation.rollout import Episode, run_episodes
 from lmdiff.evaluation.sharing import rank_and_size
@@ -102,7 +103,7 @@ def run_goal(command: "Run") -> int:
     except GoalNotUnderstood as error:
         print(error)
         result["nearest"] = error.nearest
-        _finish(result, as_json=command.json)
+        print_result(result, as_json=command.json)
         return error.exit_code
     episode = _run_one(command, pipe, task, goal, meaning)
     output = command.output or folder.parent / "rollouts"
@@ -139,7 +140,7 @@ def run_goal(command: "Run") -> int:
     print(f"  picture: {picture}")
     if video:
         print(f"  video:   {video}")
-    _finish(result, as_json=command.json)
+    print_result(result, as_json=command.json)
     return _ACHIEVED if achieved else _NOT_ACHIEVED
 
 
@@ -219,7 +220,7 @@ def run_phrases(command: "Run") -> int:
         )
     rate = wilson(sum(o.success for o in outcomes), len(outcomes))
     print(f"success {rate}")
-    _finish(
+    print_result(
         {"results": rows, "success": rate.to_dict(), "seed": command.seed}, as_json=command.json
     )
     return _ACHIEVED if all(o.success for o in outcomes) else _NOT_ACHIEVED
@@ -259,7 +260,7 @@ def evaluate(command: "Eval") -> int:
             "success": wilson(sum(o.success for o in outcomes), len(trials)).to_dict(),
             "understood": wilson(sum(o.understood for o in outcomes), len(trials)).to_dict(),
         }
-        _line("phrases of the file", report["phrases"]["success"])
+        print_rate("phrases of the file", report["phrases"]["success"])
     if pipe.known_goals is not None:
         grammar = load_grammar(task.grammar)
         taught = grammar.phrases(task.places, "train", limit=episodes, seed=seed)
@@ -268,7 +269,7 @@ def evaluate(command: "Eval") -> int:
         report |= {"success": language["true"], "language": language}
         report["refusal"] = refusal_report(pipe.known_goals, task, seed)
         for name in ("true", "held_out", "shuffled", "empty", "contradictory"):
-            _line(f"{name} goals", language[name])  # pyright: ignore[reportArgumentType]
+            print_rate(f"{name} goals", language[name])  # pyright: ignore[reportArgumentType]
         print(f"{'refusal, AUROC':24} {report['refusal']['auroc']['mean']:.3f}")
     if command.ogbench_episodes > 0:
         total, each = evaluate_ogbench(pipe, task, settings, command.ogbench_episodes, seed)
@@ -278,20 +279,10 @@ def evaluate(command: "Eval") -> int:
             "tasks": [interval.to_dict() for interval in each],
         }
         report.setdefault("success", report["ogbench"]["success"])
-        _line("OGBench, goal as state", report["ogbench"]["success"])
+        print_rate("OGBench, goal as state", report["ogbench"]["success"])
     if rank_and_size()[0] == 0:
         (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         if command.output is not None:
             add_row(command.output, report, folder.parent)
-    _finish(report, as_json=command.json)
+    print_result(report, as_json=command.json)
     return _ACHIEVED
-
-
-def _line(name: str, interval: dict[str, float]) -> None:
-    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
-    print(f"{name:24} {mean:5.1f}%  (95%: {low:.1f} to {high:.1f})", flush=True)
-
-
-def _finish(result: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))

@@ -14,6 +14,7 @@ from lmdiff.evaluation.films import write_film
 from lmdiff.evaluation.intervals import wilson
 from lmdiff.evaluation.policy_language import draw_told, policy_report, run_told, world_of
 from lmdiff.evaluation.policy_rollout import PolicyEpisode, Sampling, run_policy
+from lmdiff.evaluation.printing import print_rate, print_result
 from lmdiff.evaluation.refusal_report import policy_refusal_report
 from lmdiff.evaluation.sharing import rank_and_size
 from lmdiff.evaluation.summary import add_policy_row
@@ -67,7 +68,7 @@ def run_policy_goal(command: "Run") -> int:
         "action_ms": round(float(np.median(episode.milliseconds)), 2),
         "video": str(video) if video else None,
     }
-    _finish(result, as_json=command.json)
+    print_result(result, as_json=command.json)
     return _ACHIEVED if episode.success else _NOT_ACHIEVED
 
 
@@ -120,9 +121,9 @@ def evaluate_policy(command: "Eval") -> int:
     report |= {"success": language["true"], "language": language}
     for name in ("true", "held_out", "other_words", "empty", "contradictory"):
         if name in language:
-            _line(f"{name} goals", language[name])
-    for name, rate in language.get("swap", {}).items():  # pyright: ignore[reportAttributeAccessIssue]
-        _line(f"swap, {name}", rate)
+            print_rate(f"{name} goals", language[name])
+    for name, rate in language.get("swap", {}).items():
+        print_rate(f"swap, {name}", rate)
     if pipe.known_goals is not None:
         report["refusal"] = policy_refusal_report(pipe.known_goals, world, sayings, seed)
         print(f"{'refusal, AUROC':24} {report['refusal']['auroc']['mean']:.3f}")
@@ -132,7 +133,7 @@ def evaluate_policy(command: "Eval") -> int:
         (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         if command.output is not None:
             add_policy_row(command.output, report, folder.parent)
-    _finish(report, as_json=command.json)
+    print_result(report, as_json=command.json)
     return _ACHIEVED
 
 
@@ -150,7 +151,7 @@ def _few_steps(
         success = wilson(sum(o.success for o in outcomes), len(outcomes)).to_dict()
         alone = _alone(pipe, world, sampling)
         rows.append({"steps": int(text), "success": success, "milliseconds": alone})
-        _line(f"{int(text)} steps, {alone:.2f} ms", success)
+        print_rate(f"{int(text)} steps, {alone:.2f} ms", success)
     return rows
 
 
@@ -190,13 +191,3 @@ def _sampling(
     steps = num_inference_steps or own.get("num_inference_steps", 10)
     scale = own.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
     return Sampling(steps, scale)
-
-
-def _line(name: str, interval: Any) -> None:
-    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
-    print(f"{name:24} {mean:5.1f}%  (95%: {low:.1f} to {high:.1f})", flush=True)
-
-
-def _finish(result: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))

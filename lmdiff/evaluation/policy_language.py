@@ -10,6 +10,7 @@ A refused goal is a failure, except where the words are meant to be no help.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from lmdiff.pipelines.policy_pipeline import PolicyPipeline
 from lmdiff.tasks.world import World
 from lmdiff.tasks.worlds import make_world
 
-Report = dict[str, object]
+Report = dict[str, Any]
 
 
 @dataclass(frozen=True)

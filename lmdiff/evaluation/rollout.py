@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from lmdiff.denoisers.contract import Condition
-from lmdiff.pipelines.goal_pipeline import GoalPipeline
+from lmdiff.pipelines.goal_pipeline import GoalPipeline, GoalPipelineOutput
 from lmdiff.tasks.pointmaze import PointMaze
 
 AT_ONCE = 50  # episodes side by side: more make batches that no longer get faster
 _OFF_COURSE = 0.5  # plan again when this many hops away from the plan
 _ESCAPE = 4  # hops without a goal, when stuck
+_WAYS_OUT = 16  # of which the one is followed from whose end the best plan to the goal is found
 
 
 @cache
@@ -194,14 +195,45 @@ def _plan(
     for row, i in enumerate(lost):
         course = _Course(plan.observations[row], int(plan.arrival[row]))
         if stuck[row]:
-            last = min(_ESCAPE, len(course.waypoints) - 1)
-            course = _Course(plan.observations[row], last, to_goal=False)
+            course = _way_out(pipe, conditions.rows([i]), course.waypoints[0], settings, generator)
         courses[i] = course
         shown = course.waypoints[: course.arrival + 1]
         episodes[i].plans.append((episodes[i].steps, shown))
         episodes[i].plan_ms.append(milliseconds)
         if episodes[i].goal and plan.goal_states is not None and not stuck[row]:
             episodes[i].imagined = plan.goal_states[row]
+
+
+def _way_out(
+    pipe: GoalPipeline,
+    condition: Condition,
+    observation: np.ndarray,
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> _Course:
+    """Some hops without a goal, to where a plan for the goal keeps to what was recorded.
+
+    A tree search of depth two: where a model only knows plans through a wall, it may know better
+    ones from around the corner. (Yoon et al., arXiv:2502.07202, search over parts of plans, too.)
+    """
+
+    def plan(goal: Condition, start: np.ndarray) -> GoalPipelineOutput:
+        return pipe(
+            goal,
+            observation=start,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            projection_steps=settings.projection_steps,
+            generator=generator,
+        )
+
+    goals = condition.rows([0] * _WAYS_OUT)
+    hidden = torch.ones(_WAYS_OUT, dtype=torch.bool, device=pipe.device)
+    ways = plan(goals.hidden(hidden), np.tile(observation, (_WAYS_OUT, 1))).observations
+    last = min(_ESCAPE, ways.shape[1] - 1)
+    gap = plan(goals, ways[:, last]).gap
+    best = 0 if gap is None else int(gap.argmin())
+    return _Course(ways[best], last, to_goal=False)
 
 
 def _stuck(episode: Episode, hop_length: float) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmdiff.errors import GoalNotUnderstood, UserError
+from lmdiff.evaluation.printing import print_rate, print_result
 from lmdiff.evaluation.summary import add_text_row
 from lmdiff.evaluation.text import answer, mean_rewards, solved_share
 from lmdiff.evaluation.text_pictures import play, write_gif
@@ -48,7 +49,7 @@ def run_prompt(command: "Run") -> int:
         row = task.read(command.goal or "")
     except GoalNotUnderstood as error:
         print(error)
-        _finish(result, as_json=command.json)
+        print_result(result, as_json=command.json)
         return error.exit_code
     pipe = _load(folder, command)
     generator = torch.Generator().manual_seed(command.seed)
@@ -78,7 +79,7 @@ def run_prompt(command: "Run") -> int:
     print(f"{steps} steps, {found.row_forwards} model calls, {seconds:.2f} s")
     if video is not None:
         print(f"  video: {video}")
-    _finish(result, as_json=command.json)
+    print_result(result, as_json=command.json)
     return _NOT_SOLVED if solved is False else _DONE
 
 
@@ -154,7 +155,7 @@ def evaluate_text(command: "Eval") -> int:
     if solved:
         share = solved_share(solved, rows, answers.texts)[1].to_dict()
         report |= {"success": share, "solved": share}
-        _line("solved, held-out prompts", share)
+        print_rate("solved, held-out prompts", share)
     means = mean_rewards(rewards, rows, answers.texts)
     report["rewards"] = {name: interval.to_dict() for name, interval in means.items()}
     for name, interval in means.items():
@@ -165,7 +166,7 @@ def evaluate_text(command: "Eval") -> int:
     (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     if command.output is not None:
         add_text_row(command.output, report, folder.parent)
-    _finish(report, as_json=command.json)
+    print_result(report, as_json=command.json)
     return _DONE
 
 
@@ -175,13 +176,3 @@ def _trusted(rewards: tuple[str, ...]) -> tuple[str, ...]:
     if foreign:
         print(f"Not scored: {', '.join(foreign)}. If you trust it, say --reward {foreign[0]}")
     return tuple(name for name in rewards if name in NAMED)
-
-
-def _line(name: str, interval: dict[str, float]) -> None:
-    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
-    print(f"{name:24} {mean:5.1f}%  (95%: {low:.1f} to {high:.1f})", flush=True)
-
-
-def _finish(result: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))

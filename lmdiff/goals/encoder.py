@@ -92,6 +92,10 @@ class GoalEncoder(ModelMixin, ConfigMixin):
         """W, the width of the token states."""
         self.text_model: nn.Module = text_model
         text_model.requires_grad_(adaptation == "full")
+        if adaptation != "frozen":
+            # Goals are short, and plain attention as fast as the fused one; but that one's gradient
+            # in bf16 takes a CPU three times as long (0.18 instead of 0.06 s for 32 goals).
+            text_model.set_attn_implementation("eager")
         if adaptation == "lora":
             self.text_model = loading.add_lora(text_model, lora_rank, lora_alpha, lora_dropout)
             if weights is not None:

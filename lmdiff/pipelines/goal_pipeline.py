@@ -41,6 +41,9 @@ class GoalPipelineOutput(BaseOutput):
     """[B] index of the first step at the goal; `horizon` where the plan ends before it."""
     goal_states: np.ndarray | None = None
     """[B, observation]: the goals as states, given or imagined; NaN where there is none."""
+    gap: np.ndarray | None = None
+    """[B]: normalised distance of the plan's strangest hop to the nearest recorded one, if some are
+    kept. A plan that cuts through a wall has a large one."""
 
 
 class GoalPipeline(DiffusionPipeline):
@@ -189,7 +192,7 @@ class GoalPipeline(DiffusionPipeline):
         # One step more than the first that is there: its neighbours are sharper than its edge.
         first = (there.int().argmax(1) + 1).clamp_max(there.shape[1] - 1)
         arrival = torch.where(there.any(1), first, there.shape[1])
-        observations, goals = values[..., : now.shape[1]], None
+        observations, goals, gap = values[..., : now.shape[1]], None, None
         steps = torch.arange(there.shape[1], device=values.device)
         after = steps >= arrival[:, None]
         if condition.state is not None:
@@ -206,11 +209,13 @@ class GoalPipeline(DiffusionPipeline):
             observations = torch.where(
                 fixed[..., None], observations, self.normalizer.decode_part(plan)
             )
+            gap = self.recorded_hops.gaps(plan).masked_fill(after[:, :-1], 0.0).amax(1)
         return GoalPipelineOutput(
             observations=observations.cpu().numpy(),
             remaining=remaining.cpu().numpy(),
             arrival=arrival.cpu().numpy(),
             goal_states=None if goals is None else goals.cpu().numpy(),
+            gap=None if gap is None else gap.cpu().numpy(),
         )
 
     @torch.no_grad()

@@ -67,6 +67,7 @@ class BabyAI(World):
         self._env: Any = gymnasium.make(level.id, disable_env_checker=True).unwrapped
         with redirect_stdout(io.StringIO()):
             self._env.reset(seed=0)
+        self.cells = VIEW * VIEW, self._codes.shape[-1]
         size = VIEW * VIEW * self._codes.shape[-1] + 4 + len(ACTIONS)
         super().__init__(name, tuple(self._missions), size, len(ACTIONS), self._env.max_steps)
         self._own = ""

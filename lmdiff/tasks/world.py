@@ -32,6 +32,8 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
     """Whether the simulator's actions are discrete: actions are one-hot then."""
     swappable: ClassVar[bool] = False
     """Whether the start depends on the seed alone, so that one scene serves several goals."""
+    cells: tuple[int, int] = (0, 0)
+    """Count and size of the like parts that an observation begins with, such as cells of a view."""
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
     render_mode = "rgb_array"
 

@@ -62,7 +62,7 @@ def train_policy_agent(
     # Every rank initialises alike; their batches differ.
     set_seed(training.seed)
     normalizer = fit_normalizer(recording, training.seed)
-    module = PolicyModule(config, normalizer, recording.actions.shape[1])
+    module = PolicyModule(config, normalizer, world.action_size, world.cells)
     module.to(accelerator.device)
     if config.goal.adaptation == "frozen":
         # All at once, so that a resumed run sees the same last digits (see training/agent.py).
@@ -111,7 +111,10 @@ def make_sampler(
 
 
 def fit_normalizer(recording: Recording, seed: int) -> Normalizer:
-    """Of observations, from some of the recorded ones."""
+    """Of observations, from some of the recorded ones; codes of zeros and ones stay as they are."""
+    size = recording.observations.shape[1]
+    if recording.observations.dtype == np.uint8:
+        return Normalizer(mean=[0.0] * size, std=[1.0] * size)
     rows = np.random.default_rng(seed).choice(
         len(recording.observations), min(_NORMALIZER_ROWS, len(recording.observations)), False
     )
@@ -123,13 +126,13 @@ def make_policy_pipeline(
 ) -> PolicyPipeline:
     """The pipeline of a module's present weights."""
     algorithm = module.algorithm
-    process = getattr(algorithm.actor, "process", None)
     return PolicyPipeline(
         network=algorithm.actor.network,
         normalizer=module.normalizer,
         goal_encoder=module.goal_encoder,
-        scheduler=None if process is None else process.scheduler(),
-        critic=algorithm.critic,
+        scheduler=algorithm.actor.scheduler(),
+        # Where there is no choice, no critic is asked.
+        critic=algorithm.critic if algorithm.candidates > 1 else None,
         known_goals=known_goals,
         history=config.chunks.history,
         execute=config.chunks.execute,

@@ -21,9 +21,16 @@ class PolicyModule(nn.Module):
         config: the agent.
         normalizer: of observations.
         action_size: of one action.
+        cells: count and size of the like parts of an observation (see World).
     """
 
-    def __init__(self, config: PolicyAgentConfig, normalizer: Normalizer, action_size: int):
+    def __init__(
+        self,
+        config: PolicyAgentConfig,
+        normalizer: Normalizer,
+        action_size: int,
+        cells: tuple[int, int] = (0, 0),
+    ):
         super().__init__()
         self.normalizer = normalizer
         self.goal_encoder = GoalEncoder(**to_dict(config.goal))
@@ -33,6 +40,7 @@ class PolicyModule(nn.Module):
             action=action_size,
             horizon=config.chunks.horizon,
             words=self.goal_encoder.width,
+            cells=cells,
         )
         self.algorithm = make_algorithm(config.algorithm, sizes)
 

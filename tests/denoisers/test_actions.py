@@ -4,7 +4,7 @@ import torch
 from lmdiff.denoisers.actions import ActionDenoiser, ActionDraw
 from lmdiff.denoisers.actors import OneStepPolicy, make_actor
 from lmdiff.denoisers.policy_networks import PolicyMLP, PolicyTransformer
-from lmdiff.denoisers.situation import GoalReader, Situation, with_nothing
+from lmdiff.denoisers.situation import CellReader, GoalReader, Situation, with_nothing
 from lmdiff.goals.encoder import GoalTokens
 
 NETWORKS = {
@@ -101,3 +101,17 @@ def test_a_network_without_levels_is_a_one_step_policy():
     generator = torch.Generator().manual_seed(0)
     assert policy.sample(situations([0, 1]), generator=generator).shape == (2, 4, 2)
     assert isinstance(make_actor(NETWORKS["mlp"]()), ActionDenoiser)
+
+
+def test_like_cells_are_read_alike():
+    torch.manual_seed(0)
+    reader = CellReader(3, 2, history=2, goal_width=8, outer=4)
+    goal = torch.randn(1, 8)
+    # Two observations of three cells of two numbers, and a number that is no cell's.
+    observation = torch.tensor([[1.0, 0, 0, 1, 1, 0, 9, 0, 0, 0, 1, 1, 0, 9]])
+    read = reader(observation, goal).view(2, 3, 4)
+    assert reader.width == 24
+    assert torch.allclose(read[0, 0], read[0, 2])
+    assert torch.allclose(read[0, 1], read[1, 1])
+    assert not torch.allclose(read[0, 0], read[0, 1])
+    assert not torch.allclose(read, reader(observation, torch.randn(1, 8)).view(2, 3, 4))

@@ -74,3 +74,14 @@ def test_it_is_saved_whole(corridor: RecordedHops, tmp_path) -> None:
     corridor.save_pretrained(tmp_path)
     again = RecordedHops.from_pretrained(tmp_path)
     assert torch.equal(again.hops, corridor.hops)
+
+
+def test_gaps_tell_a_cut_corner_from_a_recorded_way(corridor: RecordedHops) -> None:
+    way = plan((2, 0), (3, 0), (4, 0), (4, 1))
+    cut = plan((2, 0), (3, 0), (4, 1), (4, 2))
+    gaps = corridor.gaps(torch.cat([way, cut]))
+    assert gaps.shape == (2, 3)
+    assert gaps[0].max() < 0.02
+    # From (3, 0) to (4, 1): the nearest hops turn the corner half-way, (3.5, 0) to (4, 0.5).
+    assert gaps[1, 0] < 0.02
+    assert gaps[1, 1] == pytest.approx(0.5**0.5, abs=0.02)

@@ -58,6 +58,7 @@ class StubPlanner:
             observations=np.stack([waypoints for waypoints, _ in plans]),
             arrival=np.array([arrival for _, arrival in plans]),
             goal_states=condition.state.numpy(),
+            gap=None,
         )
 
     def _plan(self, start: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, int]:

@@ -1,12 +1,16 @@
 """Roll-outs with a planner that knows the map: following, replanning, arriving, ending."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from stub_planner import HORIZON, SPACING, STRIDE, StubPlanner
 
+from lmdiff.denoisers.contract import Condition
 from lmdiff.evaluation.language import start_episode
 from lmdiff.evaluation.ogbench import evaluate_ogbench
-from lmdiff.evaluation.rollout import Episode, Settings, run_episodes
+from lmdiff.evaluation.rollout import Episode, Settings, _way_out, run_episodes
 from lmdiff.tasks.pointmaze import PointMaze
 
 MEDIUM = PointMaze("pointmaze-medium")
@@ -177,3 +181,21 @@ def test_the_stock_protocol_is_passed_by_a_planner_that_knows_the_map(name: str)
     total, each = evaluate_ogbench(lazy, task, SETTINGS, 1, seed=0)  # type: ignore
     assert total.mean == 0.0
     assert len(each) == 5
+
+
+def test_the_way_out_is_the_one_from_whose_end_the_plan_keeps_to_the_data() -> None:
+    class Fan:
+        """Way i leads along x = i; plans keep to the data from x = 20 only."""
+
+        device = torch.device("cpu")
+
+        def __call__(self, goal: Condition, *, observation: np.ndarray, **_) -> SimpleNamespace:
+            if goal.state_given is None or goal.state_given.any():
+                return SimpleNamespace(gap=np.abs(observation[:, 0] - 20.0))
+            speed = np.arange(len(observation), dtype=float)[:, None, None]
+            return SimpleNamespace(observations=speed * np.arange(6)[:, None] * np.array([1.0, 0]))
+
+    goal = Condition(state=torch.zeros(1, 2))
+    course = _way_out(Fan(), goal, np.zeros(2), Settings(), None)  # pyright: ignore[reportArgumentType]
+    assert course.waypoints[course.arrival].tolist() == [20.0, 0.0]
+    assert not course.at_goal()
