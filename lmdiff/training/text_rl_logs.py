@@ -115,18 +115,10 @@ class Callbacks:
 class Signs:
     """Warns, once each, of what was measured to make a model worse, or to teach it nothing.
 
-    A Sudoku agent that solved 80 of 100 held-out puzzles was trained for 40 updates of 64
-    completions (bgpo, 4 masks; one seed, so differences below 13 may be chance). Solved after 20
-    and 40 updates:
-
-        lr 5e-5, 4 tokens a denoising step                  91  88
-        lr 2e-4, 1 token a step                             87  80
-        lr 2e-4, 4 tokens a step                            74  70
-        lr 2e-4, 4 tokens a step, 2 updates a batch         60  68
-        lr 5e-5, 1 token a step, 2 updates a batch          84  90
-
-    A high rate and several tokens a step, each drawn without regard to the others, do harm
-    together. The reward in training did not show it; the fourth run showed ratios of 13 at once.
+    What was measured is in docs/text-rl.md (docs/results/rl-careless.json, by
+    `python -m lmdiff.training.text_careless`): a high rate, several tokens a step (each drawn
+    without regard to the others) and a second update on a batch each cost an agent some of what it
+    had been taught, and add up. The reward in training does not show it.
     """
 
     FAST, SEVERAL_TOKENS, FAR_RATIO, EQUAL_GROUPS = 1e-4, 1.5, 5.0, 0.95
@@ -143,9 +135,10 @@ class Signs:
             self._tell(
                 "tokens",
                 f"Roll-outs write {tokens:.1f} tokens a denoising step, each without regard to the "
-                f"others, and learning_rate = {rate:g} is high: together they made a Sudoku agent "
-                f"worse (80% to 70%), and neither did alone. Set num_inference_steps to "
-                f"{self.args.max_completion_length} (one token a step), or learning_rate to 5e-5.",
+                f"others, and learning_rate = {rate:g} is high: each alone made a Sudoku agent "
+                "worse, and both together far worse (docs/text-rl.md). Set num_inference_steps to "
+                f"{self.args.max_completion_length} (one token a step) or a threshold, and "
+                "learning_rate to 5e-5.",
             )
         if figures.get("ratio/max", 1.0) > self.FAR_RATIO:
             self._tell(
