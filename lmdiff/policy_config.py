@@ -44,6 +44,9 @@ class ChunkConfig:
     """Share of the transitions whose goal is one that was achieved later, not what was asked."""
     random_goals: float = 0.0
     """Share whose goal is any of the world's; critics learn from it what does not lead there."""
+    word_dropout: float = 0.0
+    """Share of a sentence's tokens that a training step does not read, drawn anew each time: few
+    sentences are taught, and each single word must not decide."""
     hindsight_steps: int = 200
     """A goal that is achieved later than this is no hindsight of a step."""
 

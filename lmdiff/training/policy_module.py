@@ -33,6 +33,7 @@ class PolicyModule(nn.Module):
     ):
         super().__init__()
         self.normalizer = normalizer
+        self.word_dropout = config.chunks.word_dropout
         self.goal_encoder = GoalEncoder(**to_dict(config.goal))
         sizes = Sizes(
             observation=len(normalizer.offset),
@@ -46,11 +47,20 @@ class PolicyModule(nn.Module):
 
     def forward(self, batch: ChunkBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The algorithm's loss of one batch."""
-        return self.algorithm(self.transitions(batch), generator)
+        return self.algorithm(self.transitions(batch, generator), generator)
 
-    def transitions(self, batch: ChunkBatch) -> Transitions:
-        """The batch as algorithms see it: normalised, and its goals as token states."""
-        words = with_nothing(self.goal_encoder(batch.phrases))
+    def transitions(
+        self, batch: ChunkBatch, generator: torch.Generator | None = None
+    ) -> Transitions:
+        """The batch as algorithms see it: normalised, and its goals as token states.
+
+        With a generator, some tokens are hidden (`chunks.word_dropout`).
+        """
+        words = self.goal_encoder(batch.phrases)
+        if generator is not None and self.word_dropout > 0:
+            drawn = torch.rand(words.mask.shape, generator=generator, device=words.mask.device)
+            words = words._replace(mask=words.mask & (drawn >= self.word_dropout))
+        words = with_nothing(words)
         now = Situation(encode_observations(self.normalizer, batch.observation), words, batch.goal)
         after = encode_observations(self.normalizer, batch.next_observation)
         return Transitions(

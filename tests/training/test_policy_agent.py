@@ -13,6 +13,7 @@ from lmdiff.data.recordings import joined
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation import policy_commands, policy_language
 from lmdiff.evaluation.agents import load_policy
+from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
 from lmdiff.training import policy_agent
 from lmdiff.training.policy_agent import train_policy_agent
@@ -142,3 +143,16 @@ def test_the_kind_of_an_agent_decides_its_settings():
     assert found.chunks.horizon == 3
     with pytest.raises(UserError, match="horizons"):
         agent_from_dict({"kind": "policy", "chunks": {"horizons": 3}})
+
+
+def test_word_dropout_hides_tokens_in_training_only(line):
+    base = config()
+    base = dataclasses.replace(base, chunks=dataclasses.replace(base.chunks, word_dropout=0.5))
+    world, recording = Line(), policy_agent.load_or_record(base.world, quiet=True)
+    sampler = policy_agent.make_sampler(base, recording, world, load_sayings(Line.family))
+    module = policy_agent.PolicyModule(base, policy_agent.fit_normalizer(recording, 0), 1)
+    batch = sampler.batch(0, 0, 16)
+    whole = module.transitions(batch).now.words.mask
+    some = module.transitions(batch, torch.Generator().manual_seed(0)).now.words.mask
+    assert some.sum() < whole.sum()
+    assert not (some & ~whole).any()
