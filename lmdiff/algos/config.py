@@ -1,7 +1,9 @@
 """Settings of the algorithms for policies. Imports nothing heavy, so `lmdiff --help` is quick."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from lmdiff.ranges import Count, Fraction, NonNegative, Positive, Range, Share
 
 AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp"]
 
@@ -12,9 +14,9 @@ class NetworkConfig:
 
     kind: Literal["mlp", "transformer"] = "mlp"
     """An MLP acts in a millisecond; a transformer reads words token by token."""
-    width: int = 512
-    layers: int = 4
-    heads: int = 4
+    width: Annotated[int, Range(2)] = 512
+    layers: Count = 4
+    heads: Count = 4
     """Of a transformer."""
     process: Literal["flow", "vp"] = "flow"
     """Flow matching (straight paths) or a variance-preserving diffusion."""
@@ -26,13 +28,13 @@ class NetworkConfig:
 class CriticConfig:
     """Critics, for the algorithms that have them."""
 
-    width: int = 512
-    layers: int = 4
-    count: int = 2
+    width: Count = 512
+    layers: Count = 4
+    count: Count = 2
     """Critics in the ensemble."""
-    discount: float = 0.99
+    discount: Share = 0.99
     """Of one environment step."""
-    target_rate: float = 0.005
+    target_rate: Share = 0.005
     """How fast target networks follow (Polyak)."""
 
 
@@ -40,28 +42,28 @@ class CriticConfig:
 class AWRConfig:
     """Advantage-weighted imitation (EDP, GFP type): the weight is exp(advantage / temperature)."""
 
-    expectile: float = 0.7
+    expectile: Fraction = 0.7
     """Of the value function (IQL)."""
-    temperature: float = 0.3
+    temperature: Positive = 0.3
     """Of the advantages, in units of their standard deviation."""
-    largest_weight: float = 100.0
+    largest_weight: Positive = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class IDQLConfig:
     """IDQL: imitate, and act by the best of N samples under an expectile critic."""
 
-    expectile: float = 0.7
-    candidates: int = 32
+    expectile: Fraction = 0.7
+    candidates: Count = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class FQLConfig:
     """FQL: a flow imitates; a one-step student imitates the flow and climbs the critic."""
 
-    alpha: float = 10.0
+    alpha: NonNegative = 10.0
     """Weight of staying with the flow."""
-    flow_steps: int = 10
+    flow_steps: Count = 10
     normalize_q: bool = True
     """Divide the critic's term by its mean absolute value: alpha then means the same anywhere."""
 
@@ -72,12 +74,12 @@ class QCConfig:
 
     mode: Literal["best-of-n", "fql"] = "best-of-n"
     """QC, or QC-FQL."""
-    candidates: int = 32
+    candidates: Count = 32
     """Samples to choose from when acting (best-of-n)."""
-    target_candidates: int = 32
+    target_candidates: Count = 32
     """Samples to choose from in targets; the paper's 32 make most of a training step's cost."""
-    flow_steps: int = 10
-    alpha: float = 100.0
+    flow_steps: Count = 10
+    alpha: NonNegative = 100.0
     """Of QC-FQL: weight of staying with the flow; Q is not normalised there."""
 
 
@@ -85,12 +87,12 @@ class QCConfig:
 class GTPConfig:
     """Generative trajectory policies: a flow map between any two levels, advantage-weighted."""
 
-    expectile: float = 0.7
+    expectile: Fraction = 0.7
     """Of the value function (IQL)."""
-    temperature: float = 0.3
+    temperature: Positive = 0.3
     """Of the advantages, in units of their standard deviation (the paper's 1 / eta)."""
-    largest_weight: float = 100.0
-    anchor: float = 0.1
+    largest_weight: Positive = 100.0
+    anchor: NonNegative = 0.1
     """Weight of the instantaneous (flow-matching) loss beside the map's consistency."""
     teacher: Literal["map", "data"] = "map"
     """Who says how the flow goes on: the map's own slow copy, or, as in the paper, the straight
@@ -106,7 +108,7 @@ class AlgorithmConfig:
     """How a policy learns; of the algorithms' own tables, only that of `name` counts."""
 
     name: AlgorithmName = "bc"
-    condition_dropout: float = 0.0
+    condition_dropout: Share = 0.0
     """Share of the goals to hide from the imitator, for classifier-free guidance."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)

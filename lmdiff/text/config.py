@@ -5,9 +5,11 @@ line (`--sampling.temperature 0.5`).
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from lmdiff.config import TrainingConfig
+from lmdiff.config import TrainingConfig, check_heads
+from lmdiff.errors import UserError
+from lmdiff.ranges import Count, Fraction, NonNegative, Range, Seed, Share, check_ranges
 from lmdiff.text.rl_config import TextRLSettings
 
 
@@ -17,17 +19,17 @@ class TextTaskConfig:
 
     name: Literal["sudoku", "countdown", "file"] = "sudoku"
     """Sudoku 4x4, Countdown, or prompts of your own."""
-    examples: int = 20_000
+    examples: Count = 20_000
     """Puzzles or instances to train on; of a file at most so many rows."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the training examples."""
-    blanks: tuple[int, int] = (4, 8)
+    blanks: tuple[Annotated[int, Range(1, 12)], Annotated[int, Range(1, 12)]] = (4, 8)
     """Sudoku: least and most empty cells of a puzzle, 1 to 12."""
-    numbers: int = 3
+    numbers: Annotated[int, Range(3, 4)] = 3
     """Countdown: how many numbers are given, 3 or 4."""
-    largest: int = 25
+    largest: Annotated[int, Range(1, 999)] = 25
     """Countdown: the largest number that is given."""
-    largest_target: int = 99
+    largest_target: Annotated[int, Range(1, 9999)] = 99
     """Countdown: the largest target."""
     strict: bool = False
     """Splits that keep near relatives together: Sudoku grids that differ only by renaming digits,
@@ -57,11 +59,11 @@ class TextModelConfig:
 
     source: str = "scratch"
     """`scratch` (a small BERT over characters, fresh weights), a hub name, or a local path."""
-    width: int = 128
+    width: Count = 128
     """Of a fresh model, as are `layers`, `heads` and `max_length`."""
-    layers: int = 4
-    heads: int = 4
-    max_length: int = 128
+    layers: Count = 4
+    heads: Count = 4
+    max_length: Count = 128
     """Most tokens of prompt and completion together."""
     head: Literal["masked", "causal", "own"] = "masked"
     """Class that reads a model: masked (BERT), causal (Llama), own (LLaDA, Dream: its own code)."""
@@ -80,9 +82,9 @@ class TextModelConfig:
     """As the tokenizer writes it; default: the one that it names."""
     adaptation: Literal["full", "lora"] = "full"
     """Train all weights, or low-rank adapters (PEFT)."""
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    lora_dropout: Fraction = 0.0
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the layers that get an adapter (`q_proj`, ...), or `all-linear`."""
     trust_remote_code: bool = False
@@ -97,17 +99,17 @@ class TextModelConfig:
 class SamplingConfig:
     """How texts are sampled (lmdiff/pipelines/text_sampling.py)."""
 
-    generation_length: int = 16
+    generation_length: Count = 16
     """Tokens of a completion."""
-    num_inference_steps: int | None = None
+    num_inference_steps: Count | None = None
     """Model calls at most; default: one a token."""
-    block_length: int | None = None
+    block_length: Count | None = None
     """Blocks from left to right; default: the whole completion is one."""
     order: Literal["confidence", "entropy", "random", "left_to_right"] = "confidence"
     """Which masked places are written first."""
-    temperature: float = 0.0
+    temperature: NonNegative = 0.0
     """Of the tokens; 0 takes the most probable."""
-    threshold: float | None = None
+    threshold: NonNegative | None = None
     """Write more in a step where the model is sure (see SamplingSettings)."""
 
 
@@ -117,9 +119,9 @@ class SFTConfig:
 
     noise: Literal["exact_k", "antithetic", "bernoulli", "complementary"] = "exact_k"
     """How masks are drawn (lmdiff/denoisers/text_draws.py)."""
-    samples: int = 1
+    samples: Count = 1
     """Masked copies of each text; more of them mean less noise, and as many forwards."""
-    stop_at: float = 0.0
+    stop_at: Share = 0.0
     """End early, once this share of the validation prompts is solved (asked every
     training.evaluate_every steps): a start that leaves RL something to do. 0: never."""
 
@@ -128,11 +130,11 @@ class SFTConfig:
 class TextEvaluationConfig:
     """The size of an evaluation."""
 
-    episodes: int = 500
+    episodes: Count = 500
     """Held-out puzzles, instances or rows."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Of the held-out puzzles and of the noise; never one that trained."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Prompts that are sampled at once."""
 
 
@@ -152,3 +154,10 @@ class TextAgentConfig:
     rl: TextRLSettings = field(default_factory=TextRLSettings)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: TextEvaluationConfig = field(default_factory=TextEvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_heads("model", self.model.width, self.model.heads)
+        least, most = self.task.blanks
+        if least > most:
+            raise UserError(f"task.blanks = {least} {most}: the least comes first.")

@@ -9,8 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from lmdiff.config import TrainingConfig, to_dict
+from lmdiff.config import TrainingConfig
 from lmdiff.errors import UserError
+from lmdiff.ranges import check_ranges
 from lmdiff.training.checkpoints import list_checkpoints
 from lmdiff.training.launch import check_world_size, launch_state
 from lmdiff.training.manifest import check_same_run, describe_run, read_run
@@ -19,17 +20,13 @@ from lmdiff.training.trackers import check_tracker
 
 def check_config(config: TrainingConfig, round_steps: int = 1) -> None:
     """Refuse settings that cannot train, a tracker or a compiler that is not there."""
+    check_ranges(config, "training")
     if config.max_steps % round_steps:
         whole = max(config.max_steps // round_steps, 1) * round_steps
         raise UserError(
             f"max_steps = {config.max_steps} is not a whole number of rounds of {round_steps} "
             f"steps: choose {whole}."
         )
-    for name in ("max_steps", "batch_size", "log_every", "keep_checkpoints"):
-        value = to_dict(config)[name]
-        if value < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"training.{name} = {value}: must be at least 1 (--training.{flag} 1).")
     check_tracker(config.tracker)
     if config.compile and not any(
         map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))

@@ -353,7 +353,7 @@ def test_senseless_settings(tmp_path, name):
 
 
 def test_negative_seed(tmp_path):
-    with pytest.raises(UserError, match="seed must not be negative"):
+    with pytest.raises(UserError, match=r"training\.seed = -1: must be at least 0"):
         train(make_config(seed=-1), Toy(), batches, tmp_path, quiet=True)
 
 

@@ -335,6 +335,7 @@ def test_a_reward_that_fails_late_costs_no_checkpoint(tmp_path):
         ({"objective": "token-ratio"}, "token-ratio cannot use elbo"),
         ({"per_device_train_batch_size": 10}, "whole groups"),
         ({"num_generations": 1}, "two are the least"),
+        ({"num_iterations": 0}, "num_iterations = 0: must be at least 1"),
         ({"num_iterations": 3}, "choose 3"),
         ({"temperature": 0.0}, "without chance"),
         ({"delta": 1.1}, "above 1 \\+ epsilon_high"),
@@ -342,7 +343,8 @@ def test_a_reward_that_fails_late_costs_no_checkpoint(tmp_path):
         ({"block_length": 7}, "choose 1 to 6"),
         ({"num_inference_steps": 7}, "at most one a token"),
         ({"reward_weights": (1.0, 2.0)}, "one for each"),
-        ({"max_completion_length": 0}, "one is the least"),
+        ({"max_completion_length": 0}, "max_completion_length = 0: must be at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate = nan: must be above 0"),
     ],
 )
 def test_bad_combinations_are_refused(tmp_path, settings, sentence):
