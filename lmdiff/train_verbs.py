@@ -23,6 +23,7 @@ from lmdiff.config import (
     agent_from_dict,
     load_agent,
 )
+from lmdiff.disk import telling_of_the_disk
 from lmdiff.errors import UserError
 from lmdiff.policy_config import (
     ChunkConfig,
@@ -76,7 +77,8 @@ class Train:
 
         config = _overridden(self, AgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name
-        metrics = train_agent(config, run_dir, resume=self.resume is not None, quiet=self.quiet)
+        with telling_of_the_disk(run_dir):
+            metrics = train_agent(config, run_dir, resume=self.resume is not None, quiet=self.quiet)
         _report(config.name, run_dir, metrics, "go to the bottom right corner")
         return 0
 
@@ -111,7 +113,8 @@ class TrainPolicy:
         config = _overridden(self, PolicyAgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name
         resume = self.resume is not None
-        metrics = train_policy_agent(config, run_dir, resume=resume, quiet=self.quiet)
+        with telling_of_the_disk(run_dir):
+            metrics = train_policy_agent(config, run_dir, resume=resume, quiet=self.quiet)
         world = make_world(config.world.name)
         example = load_sayings(world.family).of(world.goals[0], "train")[0]
         _report(config.name, run_dir, metrics, example)
@@ -147,13 +150,11 @@ class TrainText:
 
         config = _overridden(self, TextAgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name
-        metrics = train_text_agent(
-            config,
-            run_dir,
-            init=None if self.init is None else find_agent(self.init),
-            resume=self.resume is not None,
-            quiet=self.quiet,
-        )
+        init = None if self.init is None else find_agent(self.init)
+        with telling_of_the_disk(run_dir):
+            metrics = train_text_agent(
+                config, run_dir, init=init, resume=self.resume is not None, quiet=self.quiet
+            )
         _report(config.name, run_dir, metrics, _EXAMPLES[config.task.name])
         return 0
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lmdiff.data.episodes import data_folder
 from lmdiff.data.recordings import Demonstration, Recording, joined, read_recording
+from lmdiff.data.workers import telling_of_deaths
 from lmdiff.errors import UserError
 from lmdiff.policy_config import WorldConfig
 from lmdiff.tasks.world import World
@@ -52,6 +53,7 @@ def _record(config: WorldConfig, *, quiet: bool) -> Recording:
     jobs = np.array_split(np.arange(config.episodes), min(config.episodes, 32 * workers))
     found: list[Demonstration] = []
     with (
+        telling_of_deaths(config.name, f"--world.episodes {max(config.episodes // 4, 1)}"),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         tqdm(total=config.episodes, desc=f"data {config.name}", unit="ep", disable=quiet) as bar,
     ):

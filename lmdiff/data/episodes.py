@@ -18,11 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lmdiff.config import TaskConfig
+from lmdiff.data.workers import telling_of_deaths
 from lmdiff.errors import UserError
 from lmdiff.tasks.pointmaze import PointMaze
 from lmdiff.tasks.pointmaze_expert import Expert
+from lmdiff.text.time_limits import TimeUp, call_within
 
 _VERSION = 0  # raise it when the generator changes: old files are then left alone and not found
+_EPISODE_SECONDS = 600.0  # a thousand steps take less than one
 
 Episode = tuple[np.ndarray, np.ndarray]
 
@@ -55,7 +58,12 @@ def dataset_id(config: TaskConfig) -> str:
 
 
 def load_or_generate(config: TaskConfig, *, quiet: bool = False) -> Episodes:
-    """The episodes of a task, from disk if they are there, else generated on all cores."""
+    """The episodes of a task, from disk if they are there, else generated on all cores.
+
+    Raises:
+        UserError: the data set is damaged; or an environment failed, hung or returned what is not
+            finite, or a process died while data were generated. Nothing is written then.
+    """
     path = data_folder() / dataset_id(config)
     if not path.is_dir():
         _generate(config, path, quiet=quiet)
@@ -96,6 +104,7 @@ def _generate(config: TaskConfig, path: Path, *, quiet: bool) -> None:
     episodes: list[Episode] = []
     # Spawned, not forked: the parent may hold torch's threads.
     with (
+        telling_of_deaths(config.name, f"--task.steps {max(config.steps // 4, 1)}"),
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         tqdm(total=config.steps, desc=f"data {config.name}", unit="step", disable=quiet) as bar,
     ):
@@ -112,7 +121,23 @@ def _collect(config: TaskConfig, indices: np.ndarray) -> list[Episode]:
     if config.name not in _experts:
         _experts[config.name] = Expert(PointMaze(config.name))
     expert = _experts[config.name]
-    return [expert.episode(config.dataset, config.data_seed, int(index)) for index in indices]
+    return [_episode(expert, config, int(index)) for index in indices]
+
+
+def _episode(expert: Expert, config: TaskConfig, index: int) -> Episode:
+    def failed(what: str) -> UserError:
+        return UserError(f"Episode {index} of {config.name}: the environment {what}.")
+
+    try:
+        run = partial(expert.episode, config.dataset, config.data_seed, index)
+        episode = call_within(_EPISODE_SECONDS, run)
+    except TimeUp:
+        raise failed(f"took more than {_EPISODE_SECONDS:g} s") from None
+    except Exception as error:
+        raise failed(f"raised {error!r}") from error
+    if not all(np.isfinite(array).all() for array in episode):
+        raise failed("returned values that are not finite")
+    return episode
 
 
 def _write(config: TaskConfig, path: Path, episodes: list[Episode]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from lmdiff.denoisers.contract import Condition
 from lmdiff.pipelines.goal_pipeline import GoalPipeline, GoalPipelineOutput
+from lmdiff.tasks.guarded import Guarded
 from lmdiff.tasks.pointmaze import PointMaze
 
 AT_ONCE = 50  # episodes side by side: more make batches that no longer get faster
@@ -25,8 +26,8 @@ _WAYS_OUT = 16  # of which the one is followed from whose end the best plan to t
 
 @cache
 def environment(task: PointMaze, slot: int = 0) -> Any:
-    """An environment to run episodes in, one for each that runs at the same time."""
-    return task.make_env()
+    """A guarded environment to run episodes in, one for each that runs at the same time."""
+    return Guarded(task.make_env(), task.name)
 
 
 @dataclass

@@ -102,7 +102,7 @@ def save_checkpoint(
         fsync_directory(root)
         verify_checkpoint(target)
         _delete_older(root, step, keep)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors hides the system's behind its own
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"Could not save a checkpoint in {root}: {error}. The ones before it are intact: free "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lmdiff.config import TrainingConfig, to_dict
+from lmdiff.disk import telling_of_the_disk
 from lmdiff.errors import UserError
 from lmdiff.training.callbacks import Evaluate, Event, Watch
 from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
@@ -290,7 +291,8 @@ class _Run:
             return
         with raising_together(self.accelerator):
             if self.accelerator.is_main_process:
-                self._write_checkpoint(metrics)
+                with telling_of_the_disk(self.run_dir):
+                    self._write_checkpoint(metrics)
         self.saved_step = self.progress.step
         self.tell("save", {})
 

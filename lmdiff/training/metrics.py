@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a line, one line a logged step, no step twice."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 
 from accelerate import Accelerator
 
+from lmdiff.disk import telling_of_the_disk
 from lmdiff.training.files import write_text
 from lmdiff.training.ranks import gather_numbers
 
@@ -61,7 +63,8 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, up_to: int, writes: bool = True) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = path.parent
+        self.folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= up_to]
         self.last: dict[str, Any] = kept[-1] if kept else {}
         self.file: TextIO | None = None
@@ -78,8 +81,9 @@ class MetricsFile:
         """Append one line; what is not finite becomes null (NaN is not JSON)."""
         self.last = {name: _plain(value) for name, value in entry.items()}
         if self.file is not None:
-            self.file.write(_line(self.last))
-            self.file.flush()
+            with telling_of_the_disk(self.folder):
+                self.file.write(_line(self.last))
+                self.file.flush()
         return self.last
 
     def sync(self) -> None:
@@ -97,7 +101,9 @@ class MetricsFile:
         traceback: TracebackType | None,
     ) -> None:
         if self.file is not None:
-            self.file.close()
+            # What could not be written is tried once more here; that it failed is known.
+            with contextlib.suppress(OSError) if error else telling_of_the_disk(self.folder):
+                self.file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
 """Data sets on disk: generated once, whole or not at all, alike on any number of cores."""
 
+import multiprocessing
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +186,49 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert data_folder() == (tmp_path / "cache" / "lmdiff" / "data").resolve()
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data_folder() == (Path.home() / ".cache" / "lmdiff" / "data").resolve()
+
+
+def test_a_process_that_dies_is_named_and_nothing_is_written(folder: Path) -> None:
+    """Killed for real, as by a system without memory."""
+
+    def kill() -> None:
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(UserError, match=r"pointmaze-medium died.*--task\.steps 250"):
+        load_or_generate(CONFIG, quiet=True)
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("raises", r"Episode 2 of pointmaze-medium: the environment raised ValueError\('stuck'"),
+        ("hangs", "took more than 0.2 s"),
+        ("nan", "returned values that are not finite"),
+    ],
+)
+def test_an_environment_that_fails_while_data_are_generated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, said: str
+) -> None:
+    original = Expert.episode
+
+    def episode(self: Expert, dataset: str, seed: int, index: int):
+        if index != 2:
+            return original(self, dataset, seed, index)
+        if trouble == "raises":
+            raise ValueError("stuck")
+        if trouble == "hangs":
+            time.sleep(60)
+        return np.full((3, 2), np.nan, np.float32), np.zeros((2, 2), np.float32)
+
+    monkeypatch.setattr(Expert, "episode", episode)
+    if trouble == "hangs":
+        monkeypatch.setattr(module, "_EPISODE_SECONDS", 0.2)
+    with pytest.raises(UserError, match=said):
+        load_or_generate(CONFIG, quiet=True)
+    assert not folder.exists()
