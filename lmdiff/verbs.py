@@ -3,7 +3,6 @@
 Heavy imports wait until a verb runs, so that `--help` answers at once.
 """
 
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -180,11 +179,6 @@ class Eval:
 
             control = "phrases", "guidance_scale", "projection_steps", "role", "ogbench_episodes"
             _refuse(self, "writes text", *control)
-            if "WORLD_SIZE" in os.environ:
-                raise UserError(
-                    f"{self.agent} writes text, whose evaluation is not shared among processes "
-                    "yet: leave --processes and launchers out."
-                )
             return evaluate_text(self)
         from lmdiff.evaluation.commands import evaluate
 
@@ -194,7 +188,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time a plan, an action, a training step; policies' algorithms; or text RL and generation."""
+    """Time plans, actions, training steps, checkpoints, two ranks; policies; text RL, generation."""
 
     what: Annotated[
         Literal[
@@ -206,15 +200,18 @@ class Bench:
             "text-memory",
             "text-step",
             "generate",
+            "checkpoint",
+            "ranks",
         ],
         tyro.conf.Positional,
     ] = "plan"
     agent: str = ""
     """A trained agent, or (plan, action, train; by default pointmaze-medium) the name of one to
     build untrained: weights do not change the times. Of `generate`: a trained Sudoku agent, for
-    its quality as well; by default fresh weights, for speed alone."""
+    its quality as well; by default fresh weights, for speed alone. Of `ranks`: the one to train;
+    by default all that a CPU trains."""
     repeats: int | None = None
-    """Default: 50; of the text benches and policy-step 7."""
+    """Default: 50; of the text benches and policy-step 7, of checkpoint 10, of ranks 3."""
     output: Path | None = None
     """Write the figures here too, as a file for docs/results."""
     json: bool = False

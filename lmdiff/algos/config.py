@@ -99,7 +99,7 @@ class GTPConfig:
     line to the recorded chunk (stable score approximation). That line is right on average only:
     on two modes, a step from noise then ends between them in most cases, and one of `map` does
     not."""
-    stride: float = 0.05
+    stride: Annotated[float, Range(0, 1, open=True)] = 0.05
     """How far along that line the teacher goes, in levels."""
 
 

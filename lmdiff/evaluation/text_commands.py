@@ -11,8 +11,9 @@ import torch
 
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation.printing import print_rate, print_result
+from lmdiff.evaluation.sharing import rank_and_size
 from lmdiff.evaluation.summary import add_text_row
-from lmdiff.evaluation.text import answer, mean_rewards, solved_share
+from lmdiff.evaluation.text import means_of, measure, share_of, solved_share
 from lmdiff.evaluation.text_pictures import play, write_gif
 from lmdiff.pipelines.text_agents import load_text_agent, recipe_of
 from lmdiff.pipelines.text_pipeline import TextPipeline, TextPipelineOutput
@@ -124,7 +125,7 @@ def _show(
 
 
 def evaluate_text(command: "Eval") -> int:
-    """`lmdiff eval DIR`: held-out prompts, each answered once."""
+    """`lmdiff eval DIR`: held-out prompts, each answered once, shared among ranks."""
     folder = find_agent(command.agent)
     recipe = recipe_of(folder)
     task, own = make_task(recipe.task), recipe.evaluation
@@ -140,7 +141,8 @@ def evaluate_text(command: "Eval") -> int:
     pipe = _load(folder, command)
     settings = _settings(command)
     began = time.perf_counter()
-    answers = answer(pipe, rows, seed, own.batch_size, **settings)
+    names = [*([solved] if solved else []), *rewards]
+    measured = measure(pipe, rows, names, seed, own.batch_size, **settings)
     seconds = time.perf_counter() - began
     report: dict[str, Any] = {
         "agent": recipe.name,
@@ -153,19 +155,21 @@ def evaluate_text(command: "Eval") -> int:
         "sampling": dict(pipe.config["evaluation"] or {}) | settings,
     }
     if solved:
-        share = solved_share(solved, rows, answers.texts)[1].to_dict()
+        share = share_of(measured.rewards[solved])[1].to_dict()
         report |= {"success": share, "solved": share}
         print_rate("solved, held-out prompts", share)
-    means = mean_rewards(rewards, rows, answers.texts)
+    asked = {name: v for name, v in measured.rewards.items() if name != solved or name in rewards}
+    means = means_of(asked)
     report["rewards"] = {name: interval.to_dict() for name, interval in means.items()}
     for name, interval in means.items():
         print(f"{f'reward {name}, mean':24} {interval}")
-    report["forwards_per_text"] = round(answers.row_forwards / len(rows), 2)
+    report["forwards_per_text"] = round(measured.forwards, 2)
     report["seconds_per_text"] = round(seconds / len(rows), 5)
     print(f"{'model calls a text':24} {report['forwards_per_text']:g}")
-    (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if command.output is not None:
-        add_text_row(command.output, report, folder.parent)
+    if rank_and_size()[0] == 0:
+        (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        if command.output is not None:
+            add_text_row(command.output, report, folder.parent)
     print_result(report, as_json=command.json)
     return _DONE
 

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 
 from lmdiff.errors import UserError
 
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
 
 def make_accelerator() -> Accelerator:
     """The Accelerator of this process; joins the others that were started with it.
@@ -39,6 +41,9 @@ def check_rank_environment(environment: Any) -> None:
             "Accelerate started one process where several were asked for: `accelerate launch "
             "--cpu --num_processes N` ignores N (accelerate#2741). " + _way_out("N")
         )
+    for name in SHARDING:
+        if str(environment.get(f"ACCELERATE_USE_{name}", "")).lower() in ("true", "1"):
+            raise UserError(_no_sharding(name))
     size, rank = (environment.get(name, "") for name in ("WORLD_SIZE", "RANK"))
     if size and not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
         raise UserError(
@@ -51,8 +56,10 @@ def check_world_size(accelerator: Accelerator) -> None:
     """Refuse to train where Accelerate made another number of processes than was started.
 
     Raises:
-        UserError: names the command that works.
+        UserError: names the command that works; or weights would be sharded.
     """
+    if accelerator.distributed_type.value in SHARDING:
+        raise UserError(_no_sharding(accelerator.distributed_type.value))
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
         raise UserError(
@@ -112,6 +119,16 @@ def launch(processes: int, words: Sequence[str]) -> int:
         # The ranks got it too: they have saved a checkpoint, and said how to go on.
         return 128 + int(error.sigval)
     return 0
+
+
+def _no_sharding(name: str) -> str:
+    return (
+        f"Accelerate was asked for {name}, which keeps a part of each weight in each process. "
+        "lmdiff's checkpoints and averages hold whole weights, so it trains with DDP only: every "
+        "process has all of them. Leave the flag out (`accelerate config` may have set it: "
+        "`rm ~/.cache/huggingface/accelerate/default_config.yaml`). For a model that is too large, "
+        "train adapters: --model.adaptation lora --model.dtype bfloat16."
+    )
 
 
 def _way_out(processes: object) -> str:

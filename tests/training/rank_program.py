@@ -17,18 +17,33 @@ from pathlib import Path
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from line_world import SAYINGS, Line
 from training_toy import Toy, make_config
 
-from lmdiff.config import AgentConfig, DenoiserConfig, GoalConfig, PriorConfig
+from lmdiff.algos.config import AlgorithmConfig, NetworkConfig
+from lmdiff.config import AgentConfig, DenoiserConfig, GoalConfig, PriorConfig, load_agent
+from lmdiff.data.demonstrations import demonstrate
 from lmdiff.data.goal_states import GoalStates
 from lmdiff.data.normalizer import Normalizer
+from lmdiff.data.recordings import joined
 from lmdiff.data.windows import Batch
 from lmdiff.errors import UserError
 from lmdiff.evaluation.sharing import noise_seed, over_ranks
+from lmdiff.evaluation.text import measure
+from lmdiff.goals.sayings import load_sayings
+from lmdiff.pipelines.text_agents import make_text_model, make_text_pipeline
+from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
+from lmdiff.text.config import TextAgentConfig, TextModelConfig
+from lmdiff.text.rl_config import TextRLConfig
+from lmdiff.text.tasks import make_task
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
+from lmdiff.training.policy_agent import fit_normalizer, make_sampler
+from lmdiff.training.policy_module import PolicyModule
 from lmdiff.training.ranks import gather_numbers, shard_of
+from lmdiff.training.sft import Examples, SFTModule
+from lmdiff.training.text_rl import TextRLTrainer
 
 STEPS = 20
 PHRASES = ["go to the bottom right corner", "row 3, column 4", "stay in the upper half"]
@@ -106,6 +121,102 @@ def train_imitation(run_dir, accelerator, adaptation):
     return module
 
 
+def text_parts():
+    """A small text agent's config, its model with fresh weights, and puzzles."""
+    config = load_agent("sudoku-sft")
+    assert isinstance(config, TextAgentConfig)
+    task = make_task(config.task)
+    torch.manual_seed(0)
+    shape = TextModelConfig(width=32, layers=1, heads=2, max_length=40)
+    return config, make_text_model(shape, task.alphabet), task.rows("train", 64, 0)
+
+
+def train_sft(run_dir, accelerator):
+    config, parts, rows = text_parts()
+    module, examples = SFTModule(parts, config.sft), Examples(parts, rows, 16, 40)
+    train(
+        make_config(max_steps=STEPS, learning_rate=1e-3),
+        module,
+        lambda number: examples.batch(0, shard_of(accelerator, number), 8),
+        run_dir,
+        accelerator=accelerator,
+        quiet=True,
+    )
+    return module
+
+
+def threes(prompts, completions, **columns):
+    return [text.count("3") / 4 for text in completions]
+
+
+def train_policy(run_dir, accelerator):
+    """Behaviour cloning of an expert that words send left or right."""
+    world, config = Line(), policy_config()
+    recording = record_line(config.world)
+    sampler = make_sampler(config, recording, world, line_sayings(run_dir.parent))
+    torch.manual_seed(0)
+    module = PolicyModule(config, fit_normalizer(recording, 0), 1)
+    module.goal_encoder(sorted({text for texts in sampler.phrases for text in texts}))
+    train(
+        make_config(max_steps=STEPS, learning_rate=1e-3),
+        module,
+        lambda number: sampler.batch(0, shard_of(accelerator, number), 8),
+        run_dir,
+        accelerator=accelerator,
+        quiet=True,
+    )
+    return module
+
+
+def policy_config(**training):
+    return PolicyAgentConfig(
+        name="line",
+        world=WorldConfig(name="line", episodes=8),
+        chunks=ChunkConfig(horizon=2, execute=1),
+        algorithm=AlgorithmConfig(network=NetworkConfig(width=32, layers=2)),
+        training=make_config(**training),
+    )
+
+
+def record_line(config, quiet=True):
+    return joined([demonstrate(Line(), config, index) for index in range(config.episodes)])
+
+
+def line_sayings(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"line-{os.getpid()}.toml"  # ranks must not write over each other's
+    path.write_text(SAYINGS, encoding="utf-8")
+    return load_sayings(str(path))
+
+
+def train_text_rl(run_dir, accelerator):
+    """Two updates on each batch of roll-outs, so that ratios count."""
+    config, parts, rows = text_parts()
+    args = TextRLConfig(
+        output_dir=str(run_dir),
+        max_completion_length=16,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        num_iterations=2,
+        samples=2,
+        gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
+    )
+    pipe = make_text_pipeline(config, parts)
+    trainer = TextRLTrainer(pipe, threes, args, rows, accelerator=accelerator)
+    trainer.train(quiet=True)
+    return trainer.module
+
+
+def measured():
+    """Rewards of seven answers, drawn by chance, and model calls a text."""
+    config, parts, rows = text_parts()
+    pipe = make_text_pipeline(config, parts)
+    found = measure(pipe, rows[:7], ["sudoku", "sudoku_solved"], 3, temperature=1.0)
+    return [found.rewards, found.forwards]
+
+
 def spread(accelerator, module):
     """The largest difference of any trained parameter between ranks."""
     flat = torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
@@ -135,6 +246,9 @@ def two_ranks(folder, report):
     for adaptation in ("frozen", "lora"):
         module = train_imitation(folder / adaptation, accelerator, adaptation)
         report[f"spread_{adaptation}"] = spread(accelerator, module)
+    report["spread_policy"] = spread(accelerator, train_policy(folder / "policy", accelerator))
+    report["spread_sft"] = spread(accelerator, train_sft(folder / "sft", accelerator))
+    report["spread_text_rl"] = spread(accelerator, train_text_rl(folder / "text_rl", accelerator))
     module, _ = train_toy(folder / "toy", accelerator)
     report["spread_toy"] = spread(accelerator, module)
     train_toy(folder / "toy-thirty", accelerator, end=30)
@@ -151,6 +265,15 @@ def two_ranks(folder, report):
         shared = over_ranks(count, lambda mine: [[index, rank] for index in mine])
         report[f"shared_{count}"] = shared.tolist()
     report["noise_seed"] = noise_seed(5)
+    report["measured"] = measured()
+
+    def failing(mine):
+        return [[1 / (rank - 1)] for _ in mine]
+
+    try:
+        over_ranks(4, failing)
+    except (UserError, ZeroDivisionError) as error:
+        report["failed"] = str(error)
 
     # The disk of the main process refuses: nobody may wait for it.
     if accelerator.is_main_process:
@@ -168,6 +291,10 @@ def one_rank(folder, report):
     accumulating = Accelerator(cpu=True, gradient_accumulation_steps=2)
     for adaptation in ("frozen", "lora"):
         train_imitation(folder / f"{adaptation}-one", accumulating, adaptation)
+    train_policy(folder / "policy-one", accumulating)
+    train_sft(folder / "sft-one", accumulating)
+    train_text_rl(folder / "text_rl-one", accumulating)
+    report["measured"] = measured()
     train_toy(folder / "toy-one", accumulating)
     shutil.copytree(folder / "toy", folder / "toy-accumulating")
     _, report["warned_accumulating"] = train_toy(
@@ -197,7 +324,7 @@ def fork_ranks(size, work, folder):
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             code = 1
-            faulthandler.dump_traceback_later(100, exit=True)  # a deadlock says where
+            faulthandler.dump_traceback_later(240, exit=True)  # a deadlock says where
             try:
                 report = {}
                 work(folder, report)
