@@ -17,6 +17,7 @@ from lmdiff.evaluation.bench_generate import generate_speed, generate_sudoku
 from lmdiff.evaluation.bench_memory import text_memory
 from lmdiff.evaluation.bench_policy import policy_action, policy_step
 from lmdiff.evaluation.bench_text import Table, text_step
+from lmdiff.evaluation.bench_training import checkpoint_share, imitation_work, ranks_beside_one
 from lmdiff.evaluation.results import format_value, write_result
 from lmdiff.pipelines.goal_pipeline import GoalPipeline
 from lmdiff.pipelines.text_agents import load_text_agent
@@ -53,6 +54,15 @@ def bench(command: "Bench") -> int:
         line += f" --repeats {repeats}"
         title, columns, rows = _on_one_thread(lambda: _generate(command.agent, repeats))
         line += f" --agent {command.agent}" if command.agent else ""
+    elif command.what == "checkpoint":
+        agents = (command.agent,) if command.agent else ("pointmaze-medium",)
+        repeats = command.repeats or 10
+        line += f" --repeats {repeats}"
+        title, columns, rows = checkpoint_share(agents, repeats)
+    elif command.what == "ranks":
+        repeats = command.repeats or 3
+        line += f" --repeats {repeats}"
+        title, columns, rows = ranks_beside_one((command.agent,) if command.agent else (), repeats)
     else:
         command = replace(
             command, agent=command.agent or "pointmaze-medium", repeats=command.repeats or 50
@@ -162,37 +172,13 @@ def _untrained(config: AgentConfig) -> GoalPipeline:
 
 def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]:
     """One training step (forward, backward, AdamW) of a batch whose words are known."""
-    from lmdiff.data.goal_states import GoalStates
-    from lmdiff.data.normalizer import Normalizer
-    from lmdiff.data.windows import Batch
-    from lmdiff.tasks.pointmaze import PointMaze
-    from lmdiff.training.imitation import ImitationBatch, ImitationModule
     from lmdiff.training.precision import settled
 
     config = load_control_agent(command.agent)
-    task, size, horizon = (
-        PointMaze(config.task.name),
-        config.training.batch_size,
-        config.denoiser.horizon,
-    )
-    chunk = config.denoiser.stride * task.action_size
-    channels = task.observation_size + chunk + 1
-    module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
+    module, batch = imitation_work(config)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     generator = torch.Generator().manual_seed(0)
-    prior, phrase = config.prior, "go to the bottom right corner"
-    states = torch.randn(prior.phrases, prior.states, task.observation_size, generator=generator)
-    said = torch.rand(size, generator=generator) < config.data.words_fraction
-    windows = Batch(
-        observation=torch.randn(size, horizon, task.observation_size, generator=generator),
-        action=torch.randn(size, horizon, chunk, generator=generator),
-        signal=torch.randn(size, horizon, 1, generator=generator),
-        goal_state=torch.randn(size, task.observation_size, generator=generator),
-        state_given=~said,
-        phrases=[phrase if words else None for words in said.tolist()],
-    )
-    batch = ImitationBatch(windows, GoalStates([phrase] * prior.phrases, states))
     precision = settled(config.training, torch.device("cpu")).mixed_precision
 
     def step() -> None:
@@ -205,7 +191,7 @@ def _train_step(command: "Bench") -> tuple[Callable[[], object], dict[str, Any]]
     about = {
         "agent": command.agent,
         "parameters": sum(p.numel() for p in trained),
-        "batch": size,
+        "batch": config.training.batch_size,
         "precision": precision,
     }
     return step, about

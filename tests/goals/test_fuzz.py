@@ -1,4 +1,7 @@
-"""Any text at all as a goal or a prompt: it is answered or refused, and never a traceback."""
+"""Any text at all as a goal or a prompt: it is answered or refused, and never a traceback.
+
+A few here; `scripts/fuzz` tries ten thousand.
+"""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -51,6 +54,10 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def known(encoder):
+    return make_known(encoder)
+
+
+def make_known(encoder):
     taught = ["go to the top left corner", "row 3, column 4", "the lower half"]
     strays = ["bake a cake", "sing me a song", "what is the time"]
     return KnownGoals.fit(encoder, taught, strays, taught, strays)
@@ -71,7 +78,7 @@ def refusal(ask, text):
 
 
 def answer(known, maze, text):
-    """What `lmdiff run` asks of a goal, without the planner."""
+    """What `lmdiff run` asks of a goal, without the planner; the refusal, if it is refused."""
     refused = refusal(known.check, text)
     if refused is None:
         assert 0 < len(text.strip()) <= MAX_CHARACTERS
@@ -81,14 +88,18 @@ def answer(known, maze, text):
         assert len(str(refused)) < 2000
     denoted = load_grammar(maze.grammar).denote(text, maze.places)
     assert denoted is None or denoted[1] <= set(maze.free_cells)
+    return refused
 
 
-def prompt(tokenizer, text):
+def prompt(text):
+    """Its tokens, as a text agent's prompt; the refusal, if it is refused."""
+    tokenizer = char_tokenizer("0123")
     refused = refusal(lambda text: encode_prompt(tokenizer, text), text)
     if refused is None:
         assert all(0 <= token < len(tokenizer) for token in encode_prompt(tokenizer, text))
     else:
         assert 0 < len(str(refused)) < 500
+    return refused
 
 
 @settings(QUIET, max_examples=100)
@@ -100,7 +111,7 @@ def test_any_goal_is_answered_or_refused(known, maze, text):
 @settings(QUIET, max_examples=100)
 @given(text=TEXTS)
 def test_any_prompt_is_encoded_or_refused(text):
-    prompt(char_tokenizer("0123"), text)
+    prompt(text)
 
 
 @settings(QUIET, max_examples=30)
@@ -112,12 +123,3 @@ def test_any_goal_without_a_check_is_encoded_or_refused(encoder, text):
         assert encoder([text]).states.isfinite().all()
     else:
         assert isinstance(refused, GoalNotUnderstood)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@settings(QUIET, max_examples=10_000)
-@given(text=TEXTS)
-def test_ten_thousand_goals_and_prompts(known, maze, text):
-    answer(known, maze, text)
-    prompt(char_tokenizer("0123"), text)

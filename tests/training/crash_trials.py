@@ -1,15 +1,19 @@
-"""kill -9 again and again, as a program: python crash_trials.py FOLDER TRIALS [OUTPUT.json].
+"""kill -9 again and again, as a program: python crash_trials.py FOLDER KILLS RESULTS|- [KIND ...].
 
 Every kind of training is killed at random moments (`random`) and by itself, at each of its calls
 that touch the disk (`write`), until it comes to its end; then it is compared, bit for bit, with the
-run that nobody killed. Runs are forked: to import torch for each would take a hundred times as
-long. This process itself trains nothing, for autograd does not survive a fork.
+run that nobody killed. After that each file of a newest checkpoint is altered, cut and deleted in
+turn: the run must name the damage, and from the checkpoint before come to the same end.
+
+Runs are forked: to import torch for each would take a hundred times as long. This process itself
+trains nothing, for autograd does not survive a fork.
 """
 
 import builtins
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,16 +24,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rank_program import agent_config, imitation_batch, imitation_module
+from line_world import Line
+from rank_program import (
+    agent_config,
+    imitation_batch,
+    imitation_module,
+    line_sayings,
+    policy_config,
+    record_line,
+)
+from safetensors.torch import load_file
 from training_toy import Toy, batches, make_config
 
-from lmdiff.config import load_agent
-from lmdiff.training import checkpoints
-from lmdiff.training.checkpoints import latest_checkpoint
+from lmdiff.config import load_agent, load_control_agent
+from lmdiff.pipelines.text_agents import make_text_model, save_text_agent
+from lmdiff.text.config import TextAgentConfig
+from lmdiff.text.tasks import make_task
+from lmdiff.training import checkpoints, policy_agent
+from lmdiff.training.checkpoints import latest_checkpoint, list_checkpoints
 from lmdiff.training.loop import train
 from lmdiff.training.metrics import read_metrics
+from lmdiff.training.text_agent import train_text_agent
 
-STEPS = 60
+STEPS = 40
 MOST_KILLS_A_RUN = 12
 PLACES = {"random": "at random moments", "write": "while it writes"}
 COLUMNS = {
@@ -39,6 +56,13 @@ COLUMNS = {
     "runs": "runs",
     "bit_identical": "bit-identical ends",
     "lost": "checkpoints lost",
+}
+DAMAGE_COLUMNS = {
+    "training": "training",
+    "files": "files of a checkpoint",
+    "tried": "damaged",
+    "named": "named",
+    "recovered": "bit-identical ends",
 }
 
 
@@ -74,7 +98,7 @@ def pointmaze(run_dir: Path, resume: bool) -> None:
     """A whole agent, from data to the saved pipeline, tiny."""
     from lmdiff.training.agent import train_agent
 
-    agent = load_agent("pointmaze-medium")
+    agent = load_control_agent("pointmaze-medium")
     config = replace(
         agent,
         task=replace(agent.task, steps=20_000),
@@ -85,8 +109,48 @@ def pointmaze(run_dir: Path, resume: bool) -> None:
     train_agent(config, run_dir, resume=resume, quiet=True)
 
 
+def policy(run_dir: Path, resume: bool) -> None:
+    """A policy over action chunks: behaviour cloning, in a world of one line."""
+    policy_agent.load_or_record = record_line
+    policy_agent.make_world = Line
+    policy_agent.load_sayings = lambda _: line_sayings(run_dir.parent)
+    config = policy_config(max_steps=STEPS, checkpoint_every=2, log_every=3, batch_size=8)
+    policy_agent.train_policy_agent(config, run_dir, resume=resume, quiet=True)
+
+
+def sft(run_dir: Path, resume: bool) -> None:
+    """A text agent that learns from solved puzzles, tiny."""
+    train_text_agent(_text_agent("sudoku-sft"), run_dir, resume=resume, quiet=True)
+
+
+def text_rl(run_dir: Path, resume: bool) -> None:
+    """A text agent that learns from rewards: two updates on each batch of roll-outs."""
+    config = _text_agent("sudoku-rl")
+    start = run_dir.parent / "start"
+    if not start.exists():
+        torch.manual_seed(0)
+        fresh = make_text_model(config.model, make_task(config.task).alphabet)
+        save_text_agent(config, fresh, start, {})
+    train_text_agent(config, run_dir, init=start, resume=resume, quiet=True)
+
+
+def _text_agent(name: str) -> TextAgentConfig:
+    agent = load_agent(name)
+    assert isinstance(agent, TextAgentConfig)
+    return replace(
+        agent,
+        task=replace(agent.task, examples=300, rewards=("rank_program:threes",)),
+        model=replace(agent.model, width=32, layers=1, max_length=40),
+        sft=replace(agent.sft, stop_at=0.0),
+        rl=replace(agent.rl, num_generations=4, samples=2, num_iterations=2),
+        training=make_config(max_steps=STEPS, checkpoint_every=2, log_every=3, batch_size=8),
+    )
+
+
 Kind = Callable[[Path, bool], None]
-KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (toy, imitation, lora, pointmaze)}
+KINDS: dict[str, Kind] = {
+    kind.__name__: kind for kind in (toy, imitation, lora, pointmaze, policy, sft, text_rl)
+}
 
 
 def die_at(call: int) -> None:
@@ -116,13 +180,21 @@ def die_at(call: int) -> None:
     builtins.open = open_counted
 
 
-def attempt(kind: Kind, run_dir: Path, dies_at: int = 0, kill_after: float = 0.0) -> bool:
+def attempt(
+    kind: Kind,
+    run_dir: Path,
+    dies_at: int = 0,
+    kill_after: float = 0.0,
+    damaged: bool = False,
+) -> bool:
     """One process that trains from wherever `run_dir` is; whether it was killed."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            warnings.simplefilter("error", UserWarning)  # a damaged checkpoint would warn
+            # Nothing but what was damaged on purpose may be found so.
+            found = "ignore" if damaged else "error"
+            warnings.filterwarnings(found, "The checkpoint|Resuming", UserWarning)
             if dies_at:
                 die_at(dies_at)
             kind(run_dir, (run_dir / "run.json").exists())
@@ -141,7 +213,7 @@ def attempt(kind: Kind, run_dir: Path, dies_at: int = 0, kill_after: float = 0.0
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same checkpoint, bit for bit, and the same metrics."""
+    """Whether two runs ended with the same checkpoint and agent, bit for bit, and metrics."""
     first, second = latest_checkpoint(one), latest_checkpoint(other)
     if first is None or second is None or (first.step, first.state) != (second.step, second.state):
         return False
@@ -154,6 +226,11 @@ def same(one: Path, other: Path) -> bool:
         [{k: v for k, v in line.items() if k != "steps_per_second"} for line in read_metrics(path)]
         for path in (one / "metrics.jsonl", other / "metrics.jsonl")
     ]
+    agents = [sorted((path / "agent").rglob("*.safetensors")) for path in (one, other)]
+    equal &= len(agents[0]) == len(agents[1])
+    for mine, its in zip(*agents, strict=False):
+        weights, others = load_file(mine), load_file(its)
+        equal &= all(torch.equal(weights[name], others[name]) for name in weights)
     return equal and lines[0] == lines[1]
 
 
@@ -185,24 +262,69 @@ def trials(kind: Kind, folder: Path, kills: int, chance: random.Random) -> list[
     return rows
 
 
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damages(kind: Kind, folder: Path) -> dict:
+    """Every file of the newest checkpoint x {flip, truncate, delete}, in the run that ended."""
+    whole = folder / "whole"
+    newest = list_checkpoints(whole)[-1][1].relative_to(whole)
+    files = sorted(path.name for path in (whole / newest).iterdir())
+    row = {"training": kind.__name__, "files": len(files), "tried": 0, "named": 0, "recovered": 0}
+    for name in files:
+        for harm in (flip, truncate, Path.unlink):
+            run_dir = folder / f"damaged-{row['tried']}"
+            shutil.copytree(whole, run_dir, ignore=shutil.ignore_patterns("agent"))
+            harm(run_dir / newest / name)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = latest_checkpoint(run_dir)
+            row["tried"] += 1
+            row["named"] += any(f"{run_dir / newest} is damaged" in str(w.message) for w in caught)
+            attempt(kind, run_dir, damaged=True)
+            row["recovered"] += found is not None and found.step < STEPS and same(whole, run_dir)
+    return row
+
+
 def _step(run_dir: Path) -> int:
     """Step of the newest checkpoint that is whole."""
     found = latest_checkpoint(run_dir)
     return 0 if found is None else found.step
 
 
-def main(folder: Path, kills: int, names: list[str], output: Path | None) -> None:
-    torch.set_num_threads(1)
-    rows = []
-    for name in names:
-        rows += trials(KINDS[name], folder / name, kills, random.Random(0))
-        print(json.dumps(rows[-2:]), flush=True)
-    if output is not None:
-        from lmdiff.evaluation.results import write_result
+def put(path: Path, kills: int, rows: list[dict], columns: dict[str, str]) -> None:
+    """Into a result file, in place of older rows of the same training."""
+    from lmdiff.evaluation.results import read_result, write_result
 
-        write_result(output, "scripts/crash", [0], rows, columns=COLUMNS)
-    if any(row["lost"] or row["bit_identical"] < row["runs"] for row in rows):
-        sys.exit("A killed run lost steps, or did not end as an uninterrupted one.")
+    done = {row["training"] for row in rows}
+    kept = read_result(path)["rows"] if path.exists() else []
+    rows = [*(row for row in kept if row["training"] not in done), *rows]
+    rows.sort(key=lambda row: [*KINDS].index(row["training"]))
+    write_result(path, f"scripts/crash {kills}", [0], rows, columns=columns)
+
+
+def main(folder: Path, kills: int, names: list[str], results: Path | None) -> None:
+    torch.set_num_threads(1)
+    good = True
+    for name in names:
+        killed = trials(KINDS[name], folder / name, kills, random.Random(0))
+        damaged = damages(KINDS[name], folder / name)
+        print(json.dumps([*killed, damaged]), flush=True)
+        if results is not None:
+            put(results / "crash.json", kills, killed, COLUMNS)
+            put(results / "crash-files.json", kills, [damaged], DAMAGE_COLUMNS)
+        good &= not any(row["lost"] or row["bit_identical"] < row["runs"] for row in killed)
+        good &= damaged["named"] == damaged["recovered"] == damaged["tried"]
+    if not good:
+        sys.exit("A checkpoint was lost or passed for whole, or a run did not end as it should.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(folder, kills, *kinds):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(
         [sys.executable, PROGRAM, str(folder), str(kills), "-", *kinds],
         capture_output=True,
@@ -32,25 +32,29 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 
 
 def check(rows, kills):
-    for row in rows:
-        assert row["killed"] >= kills // 2
-        assert row["bit_identical"] == row["runs"] > 0
-        assert row["lost"] == 0
+    """Of each kind: killed at random, killed while it writes, and its checkpoint damaged."""
+    for at_random, in_writes, damaged in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert at_random["where"] == "at random moments"
+        assert in_writes["where"] == "while it writes"
+        for row in (at_random, in_writes):
+            assert row["killed"] >= kills // 2
+            assert row["bit_identical"] == row["runs"] > 0
+            assert row["lost"] == 0
+        assert damaged["tried"] == 3 * damaged["files"] >= 15
+        assert damaged["named"] == damaged["recovered"] == damaged["tried"]
 
 
 def test_killed_runs_end_as_uninterrupted_ones(tmp_path):
-    rows = run(tmp_path, 24, "toy")
-    assert [row["where"] for row in rows] == ["at random moments", "while it writes"]
-    check(rows, 24)
+    check(run(tmp_path, 24, "toy"), 24)
 
 
 def test_killed_agents_end_as_uninterrupted_ones(tmp_path):
-    """The planner and its goal prior."""
-    check(run(tmp_path, 4, "imitation"), 4)
+    """A planner with its goal prior; text by rewards."""
+    check(run(tmp_path, 4, "imitation", "text_rl"), 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_kind_of_training_survives(tmp_path):
     pytest.importorskip("ogbench")
-    check(run(tmp_path, 8, "lora", "pointmaze"), 8)
+    check(run(tmp_path, 8, "lora", "pointmaze", "policy", "sft"), 8)
