@@ -188,7 +188,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Bench:
-    """Time plans, actions, training steps, checkpoints, two ranks; policies; text RL, generation."""
+    """Time plans, actions, training steps, checkpoints, ranks; policies; text RL, generation."""
 
     what: Annotated[
         Literal[

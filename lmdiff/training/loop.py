@@ -289,10 +289,9 @@ class _Run:
         """Write a checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
-        with raising_together(self.accelerator):
+        with raising_together(self.accelerator), telling_of_the_disk(self.run_dir):
             if self.accelerator.is_main_process:
-                with telling_of_the_disk(self.run_dir):
-                    self._write_checkpoint(metrics)
+                self._write_checkpoint(metrics)
         self.saved_step = self.progress.step
         self.tell("save", {})
 
