@@ -24,13 +24,7 @@ from lmdiff.disk import telling_of_the_disk
 from lmdiff.errors import UserError
 from lmdiff.training.callbacks import Evaluate, Event, Watch
 from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from lmdiff.training.guards import (
-    check_accelerator,
-    check_config,
-    go_on,
-    open_run,
-    tell_skipped,
-)
+from lmdiff.training.guards import check_accelerator, check_config, go_on, open_run, tell_skipped
 from lmdiff.training.interrupts import GracefulStop, stop
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.manifest import write_run
