@@ -54,6 +54,32 @@ class ChunkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    """Learning from own experience, in rounds: whole episodes by the present policy, then updates.
+
+    A training has `training.max_steps / updates_per_round` rounds.
+    """
+
+    episodes_per_round: int = 0
+    """Episodes of a round, over all processes; 0: no own experience (offline)."""
+    updates_per_round: int = 200
+    """Training steps after each round's episodes."""
+    worlds: int = 20
+    """Episodes side by side, in each process."""
+    noise: float = 0.0
+    """Exploration: standard deviation of what is added to actions; of discrete actions the share
+    that is drawn at random."""
+    num_inference_steps: int = 10
+    """Denoising steps while exploring."""
+    offline_share: float = 0.5
+    """Share of each batch that comes from the recorded data set (RLPD, arXiv:2302.02948). The
+    on-policy algorithms learn from their last round alone."""
+    reward: str = ""
+    """A dense reward by its dotted name, `module:function`, called with the world after each step.
+    Empty: success (on-policy 1 where the goal is achieved; else success - 1, as offline)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyEvaluationConfig:
     """How to act, and the size of an evaluation."""
 
@@ -78,6 +104,7 @@ class PolicyAgentConfig:
     chunks: ChunkConfig = field(default_factory=ChunkConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     evaluation: PolicyEvaluationConfig = field(default_factory=PolicyEvaluationConfig)
 
     def __post_init__(self) -> None:

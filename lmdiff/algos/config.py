@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from lmdiff.ranges import Count, Fraction, NonNegative, Positive, Range, Share
 
-AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp"]
+AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp", "fpo", "dppo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,48 @@ class GTPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig:
+    """Advantages of the on-policy algorithms (fpo, dppo)."""
+
+    trace: float = 0.95
+    """Lambda of the generalised advantages."""
+    value_rounds: int = 2
+    """First rounds in which only the value function learns: a trained policy has none yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FPOConfig:
+    """FPO: PPO whose likelihoods are denoising losses."""
+
+    objective: Literal["clip", "bgpo"] = "clip"
+    """The clipped ratio, or BGPO's linear bound of it, which needs no clipping range."""
+    draws: int = 8
+    """Levels and noises for each chunk."""
+    epsilon: float = 0.05
+    """Clipping of the ratio."""
+    largest_change: float = 3.0
+    """Of one draw's loss."""
+    scale: float = 1.0
+    """Nats for a unit of the denoising loss (a mean over the chunk's numbers)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPPOConfig:
+    """DPPO: PPO over the last steps of the denoising chain."""
+
+    steps: int = 10
+    """Denoising steps of the whole chain; evaluate with as many."""
+    trained_steps: int = 5
+    """The last ones of them, which learn."""
+    deviation: float = 0.1
+    """Standard deviation of the noise of these steps, in actions' units."""
+    epsilon: float = 0.01
+    """Clipping of each step's ratio (a mean over the chunk's numbers)."""
+    denoising_discount: float = 0.99
+    """Of steps before the last one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """How a policy learns; of the algorithms' own tables, only that of `name` counts."""
 
@@ -117,3 +159,6 @@ class AlgorithmConfig:
     fql: FQLConfig = field(default_factory=FQLConfig)
     qc: QCConfig = field(default_factory=QCConfig)
     gtp: GTPConfig = field(default_factory=GTPConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+    fpo: FPOConfig = field(default_factory=FPOConfig)
+    dppo: DPPOConfig = field(default_factory=DPPOConfig)

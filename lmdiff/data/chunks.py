@@ -1,7 +1,7 @@
 """Training batches for policies: chunks of recorded actions, what followed, and goals in words.
 
 A batch is a pure function of (seed, shard), so an interrupted training goes on where it stopped.
-The reward is success - 1 at each step, and nothing comes after success.
+The reward is success - 1 at each step, or the recording's own; nothing comes after success.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,6 +75,11 @@ class ChunkSampler:
                     "chunks.hindsight and chunks.random_goals need a world whose observations "
                     "tell which goals hold; set both to 0."
                 )
+            if recording.rewards is not None:
+                raise UserError(
+                    "A dense reward is for the goal that was asked: set chunks.hindsight and "
+                    "chunks.random_goals to 0."
+                )
             if config.hindsight + config.random_goals > 1:
                 raise UserError("chunks.hindsight + chunks.random_goals is more than 1.")
             begins = holds[self._row + 1] & ~holds[self._row]
@@ -123,7 +128,12 @@ class ChunkSampler:
         counted = ahead < np.minimum(left, horizon)[:, None]
         powers = self.discount**ahead
         achieved = until < lived
-        rewards = -(powers * (ahead < (lived - achieved)[:, None])).sum(1)
+        if self.recording.rewards is None:
+            rewards = -(powers * (ahead < (lived - achieved)[:, None])).sum(1)
+        else:
+            following = np.minimum(steps[:, None] + ahead, self.recording.steps - 1)
+            gained = self.recording.rewards[following]
+            rewards = (powers * (ahead < lived[:, None]) * gained).sum(1)
         action = self.recording.actions[
             np.minimum(steps[:, None] + ahead, steps[:, None] + left[:, None] - 1)
         ]
@@ -146,6 +156,21 @@ class ChunkSampler:
         back = np.arange(self.config.history - 1, -1, -1)
         before = np.minimum(back, past[:, None])
         return torch.from_numpy(self.recording.observations[rows[:, None] - before]).float()
+
+
+def mixed(batches: Sequence[ChunkBatch]) -> ChunkBatch:
+    """Batches as one; each keeps its own sentences."""
+    offsets = np.cumsum([0] + [len(batch.phrases) for batch in batches])
+    return ChunkBatch(
+        observation=torch.cat([batch.observation for batch in batches]),
+        action=torch.cat([batch.action for batch in batches]),
+        counted=torch.cat([batch.counted for batch in batches]),
+        reward=torch.cat([batch.reward for batch in batches]),
+        discount=torch.cat([batch.discount for batch in batches]),
+        next_observation=torch.cat([batch.next_observation for batch in batches]),
+        phrases=[text for batch in batches for text in batch.phrases],
+        goal=torch.cat([b.goal + int(o) for b, o in zip(batches, offsets, strict=False)]),
+    )
 
 
 def _steps_until(event: np.ndarray, left: np.ndarray) -> np.ndarray:

@@ -85,8 +85,8 @@ def demonstrate(world: World, config: WorldConfig, index: int) -> Demonstration:
         if said is None:
             break  # the expert gave up; what it did so far is no worse for that
         if world.discrete:
-            said = _one_hot(int(np.argmax(said)), len(said))
-        done = _disturbed(world, said, level, rng)
+            said = one_hot(int(np.argmax(said)), len(said))
+        done = disturbed(world, said, level, rng)
         observation, _, achieved, _, _ = world.step(done)
         actions.append(said if config.dataset == "expert" else done)
         goals.append(world.goals.index(world.goal))
@@ -108,19 +108,27 @@ def demonstrate(world: World, config: WorldConfig, index: int) -> Demonstration:
     )
 
 
-def _disturbed(
+def disturbed(
     world: World, action: np.ndarray, level: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """What is done where the expert says `action`."""
+    """What is done where `action` is said.
+
+    Args:
+        world: whose actions they are.
+        action: [action].
+        level: standard deviation of what is added; the share of actions that are drawn at random,
+            if they are discrete.
+        rng: where the disturbance comes from.
+    """
     size = action.shape
     if world.discrete:
         if rng.random() >= level:
             return action
-        return _one_hot(int(rng.integers(size[0])), size[0])
+        return one_hot(int(rng.integers(size[0])), size[0])
     return np.clip(action + level * rng.standard_normal(size), -1, 1).astype(np.float32)
 
 
-def _one_hot(index: int, size: int) -> np.ndarray:
+def one_hot(index: int, size: int) -> np.ndarray:
     """A discrete action as a vector: 1 at its place and -1 elsewhere."""
     vector = -np.ones(size, np.float32)
     vector[index] = 1.0

@@ -1,4 +1,4 @@
-"""Recordings: what experts did in a world, as flat arrays in one safetensors file.
+"""Recordings: what was done in a world, as flat arrays in one safetensors file.
 
 Policies learn from tens of thousands of short episodes; HDF5 (Minari) keeps a group for each, which
 takes minutes to open. Here an episode is a range of rows.
@@ -27,6 +27,8 @@ class Demonstration:
     """[T] index of what was asked at each step."""
     success: np.ndarray
     """[T] bool: whether it was achieved by that step."""
+    rewards: np.ndarray | None = None
+    """[T] of the steps; None: success is all that is known."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Recording:
     """[N] bool"""
     lengths: np.ndarray
     """[E] int64: steps of each episode."""
+    rewards: np.ndarray | None = None
+    """[N] float32; None: success is all that is known."""
 
     @property
     def steps(self) -> int:
@@ -56,7 +60,8 @@ class Recording:
 
     def save(self, path: Path) -> None:
         """Write everything into one file."""
-        save_file({name: np.ascontiguousarray(a) for name, a in vars(self).items()}, path)
+        known = {name: array for name, array in vars(self).items() if array is not None}
+        save_file({name: np.ascontiguousarray(a) for name, a in known.items()}, path)
 
 
 def joined(demonstrations: Sequence[Demonstration]) -> Recording:
@@ -74,7 +79,26 @@ def joined(demonstrations: Sequence[Demonstration]) -> Recording:
         goals=np.concatenate([episode.goals for episode in kept]).astype(np.int64),
         success=np.concatenate([episode.success for episode in kept]).astype(bool),
         lengths=np.array([len(episode.actions) for episode in kept], np.int64),
+        rewards=_together([episode.rewards for episode in kept]),
     )
+
+
+def concatenated(recordings: Sequence[Recording]) -> Recording:
+    """Recordings one after the other."""
+    return Recording(
+        observations=np.concatenate([part.observations for part in recordings]),
+        actions=np.concatenate([part.actions for part in recordings]),
+        goals=np.concatenate([part.goals for part in recordings]),
+        success=np.concatenate([part.success for part in recordings]),
+        lengths=np.concatenate([part.lengths for part in recordings]),
+        rewards=_together([part.rewards for part in recordings]),
+    )
+
+
+def _together(rewards: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """All rewards, or None where some are not known."""
+    known = [part for part in rewards if part is not None]
+    return np.concatenate(known).astype(np.float32) if len(known) == len(rewards) else None
 
 
 def read_recording(path: Path) -> Recording:
@@ -92,10 +116,14 @@ def read_recording(path: Path) -> Recording:
     fits = (
         len(recording.observations) == steps + episodes
         and len(recording.goals) == len(recording.success) == steps == recording.lengths.sum()
+        and (recording.rewards is None or len(recording.rewards) == steps)
     )
     if not fits:
         raise UserError(f"The parts of the recording {path} do not fit together. {again}")
-    for name in ("observations", "actions"):
-        if not np.isfinite(getattr(recording, name)).all():
+    numbers = {"observations": recording.observations, "actions": recording.actions}
+    if recording.rewards is not None:
+        numbers["rewards"] = recording.rewards
+    for name, values in numbers.items():
+        if not np.isfinite(values).all():
             raise UserError(f"The recording {path} has {name} that are not finite. {again}")
     return recording

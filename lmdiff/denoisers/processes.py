@@ -59,6 +59,10 @@ class FlowMatching:
         power = level**2 + (1 - level) ** 2
         return (2 * level - 1) / power * xt + output * power.rsqrt()
 
+    def move(self, prediction: Tensor, xt: Tensor, level: Tensor, to: Tensor) -> Tensor:
+        """One Euler step from `level` to `to`, as the default scheduler takes it."""
+        return xt + (to - level) * prediction
+
     def weight(self, level: Tensor) -> Tensor | float:
         """Weight of the velocity's squared error: for `sample`, the sample's over the level.
 
@@ -138,6 +142,19 @@ class VariancePreserving:
         """The network's output as it is: these schedulers know all three."""
         del xt, level
         return output
+
+    def move(self, prediction: Tensor, xt: Tensor, level: Tensor, to: Tensor) -> Tensor:
+        """One DDIM step from `level` to `to`, as the default scheduler takes it (eta 0)."""
+        alpha = self._alpha(level)
+        signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+        if self.prediction == "sample":
+            x0, noise = prediction, (xt - signal * prediction) / spread
+        elif self.prediction == "epsilon":
+            x0, noise = (xt - spread * prediction) / signal, prediction
+        else:
+            x0, noise = signal * xt - spread * prediction, signal * prediction + spread * xt
+        after = self._alpha(to)
+        return after.sqrt() * x0 + (1 - after).sqrt() * noise
 
     def weight(self, level: Tensor) -> Tensor | float:
         """Weight of the squared error."""

@@ -19,6 +19,7 @@ from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation.intervals import wilson
 from lmdiff.evaluation.policy_rollout import AT_ONCE, PolicyEpisode, Sampling, run_policy
 from lmdiff.evaluation.sharing import noise_seed, over_ranks
+from lmdiff.goals.descriptions import Split
 from lmdiff.goals.sayings import Sayings
 from lmdiff.pipelines.policy_pipeline import PolicyPipeline
 from lmdiff.tasks.world import World
@@ -103,26 +104,31 @@ def understands(pipe: PolicyPipeline, words: str) -> bool:
     return True
 
 
-def draw_told(world: World, sayings: Sayings, split: str, count: int, seed: int) -> list[Told]:
-    """`count` episodes: goals in turn, or what drawn scenes ask for; drawn sentences."""
+def draw_told(
+    world: World, sayings: Sayings, split: Split, count: int, seed: int, *, training: bool = False
+) -> list[Told]:
+    """`count` episodes: goals in turn, or what drawn scenes ask for; drawn sentences.
+
+    The starts of `training` are never those of an evaluation.
+    """
     rng = np.random.default_rng([seed, 7])
     told = []
     for index in range(count):
-        start = _odd(rng)
+        start = _start(rng, training)
         if world.swappable:
             goal = world.reset(seed=start)[1]["goal"]
         else:
             goal = world.goals[index % len(world.goals)]
-        texts = sayings.of(goal, split)  # pyright: ignore[reportArgumentType]
+        texts = sayings.of(goal, split)
         if not texts:
             raise UserError(f"The prompts have no {split} sentence for the goal {goal!r}.")
         told.append(Told(start, goal, texts[rng.integers(len(texts))]))
     return told
 
 
-def _odd(rng: np.random.Generator) -> int:
-    """A start's seed; recordings have the even ones."""
-    return 2 * int(rng.integers(2**30)) + 1
+def _start(rng: np.random.Generator, training: bool) -> int:
+    """A start's seed: odd for evaluations, even for what is learned from."""
+    return 2 * int(rng.integers(2**30)) + (not training)
 
 
 def _possible(world: World, start: int) -> tuple[str, ...]:

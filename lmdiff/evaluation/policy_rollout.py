@@ -87,7 +87,7 @@ def _ask(
 ) -> np.ndarray:
     history = pipe.config["history"]
     began = time.perf_counter()
-    seen = np.stack([_recent(episode.observations, history) for episode in episodes])
+    seen = np.stack([recent(episode.observations, history) for episode in episodes])
     chunks = pipe(
         goals,
         observation=seen,
@@ -102,7 +102,7 @@ def _ask(
     return chunks[:, : pipe.config["execute"]]
 
 
-def _recent(observations: list[np.ndarray], history: int) -> np.ndarray:
+def recent(observations: list[np.ndarray], history: int) -> np.ndarray:
     """[history, observation]; before the start the first one repeats, as in training."""
     known = observations[-history:]
     return np.stack([known[0]] * (history - len(known)) + known)
