@@ -27,6 +27,7 @@ from lmdiff.disk import telling_of_the_disk
 from lmdiff.errors import UserError
 from lmdiff.policy_config import (
     ChunkConfig,
+    OnlineConfig,
     PolicyAgentConfig,
     PolicyEvaluationConfig,
     WorldConfig,
@@ -94,6 +95,8 @@ class TrainPolicy:
     """Name of an agent (see `lmdiff agents`), or a path to its .toml. Not needed with --resume."""
     output: Path | None = None
     """Run folder; default runs/AGENT."""
+    init: str | None = None
+    """Start from the weights of this trained policy: a run folder, or the name of one in runs/."""
     resume: Path | None = None
     """Go on with the run in this folder, from its last whole checkpoint."""
     quiet: bool = False
@@ -103,6 +106,7 @@ class TrainPolicy:
     chunks: ChunkConfig = field(default_factory=ChunkConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     evaluation: PolicyEvaluationConfig = field(default_factory=PolicyEvaluationConfig)
 
     def run(self) -> int:
@@ -113,8 +117,11 @@ class TrainPolicy:
         config = _overridden(self, PolicyAgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name
         resume = self.resume is not None
+        init = None if self.init is None else find_agent(self.init)
         with telling_of_the_disk(run_dir):
-            metrics = train_policy_agent(config, run_dir, resume=resume, quiet=self.quiet)
+            metrics = train_policy_agent(
+                config, run_dir, init=init, resume=resume, quiet=self.quiet
+            )
         world = make_world(config.world.name)
         example = load_sayings(world.family).of(world.goals[0], "train")[0]
         _report(config.name, run_dir, metrics, example)

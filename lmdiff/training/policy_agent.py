@@ -31,7 +31,10 @@ from lmdiff.training.callbacks import Event
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import check_same_agent
+from lmdiff.training.policy_experience import Experience
+from lmdiff.training.policy_init import start_from, trained_weights
 from lmdiff.training.policy_module import PolicyModule
+from lmdiff.training.policy_online import OnlineBatch, OnlineModule
 from lmdiff.training.ranks import shard_of
 
 _NORMALIZER_ROWS = 50_000
@@ -43,16 +46,29 @@ _VALIDATION_EPISODES = 50
 
 
 def train_policy_agent(
-    config: PolicyAgentConfig, run_dir: Path, *, resume: bool = False, quiet: bool = False
+    config: PolicyAgentConfig,
+    run_dir: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train a policy and save its pipeline in `run_dir/agent`; returns the last metrics.
+
+    Args:
+        config: the agent.
+        run_dir: of the run.
+        init: folder of a saved policy whose weights are the start. A resumed run knows it.
+        resume: go on from the newest whole checkpoint.
+        quiet: no progress bar.
 
     Raises:
         UserError: a config, run directory or checkpoint that does not fit.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     if resume:
-        check_same_agent(run_dir, to_dict(config))
+        started_from = check_same_agent(run_dir, to_dict(config)).get("init")
+        init = None if started_from is None else Path(started_from)
     accelerator, training = make_accelerator(), config.training
     with accelerator.main_process_first():
         recording = load_or_record(config.world, quiet=quiet or not accelerator.is_main_process)
@@ -62,18 +78,33 @@ def train_policy_agent(
     # Every rank initialises alike; their batches differ.
     set_seed(training.seed)
     normalizer = fit_normalizer(recording, training.seed)
-    module = PolicyModule(config, normalizer, world.action_size, world.cells)
+    online = config.online.episodes_per_round > 0
+    make = OnlineModule if online else PolicyModule
+    module = make(config, normalizer, world.action_size, world.cells)
+    if init is not None and not resume:
+        start_from(module, trained_weights(init), init)
     module.to(accelerator.device)
     if config.goal.adaptation == "frozen":
         # All at once, so that a resumed run sees the same last digits (see training/agent.py).
         module.goal_encoder(sorted({text for texts in sampler.phrases for text in texts}))
 
-    def batches(number: int) -> ChunkBatch:
+    def recorded(number: int) -> ChunkBatch:
         return sampler.batch(training.seed, shard_of(accelerator, number), training.batch_size)
+
+    def samples(lived: Recording) -> ChunkSampler:
+        return make_sampler(config, lived, world, sayings)
+
+    batches: Callable[[int], ChunkBatch | OnlineBatch] = recorded
+    if isinstance(module, OnlineModule):
+        batches = Experience(
+            config, module, world, sayings, sampler, samples, run_dir, accelerator
+        ).batch
 
     def watch(event: Event, step: int, figures: dict[str, Any]) -> None:
         if event == "step":
             module.algorithm.after_step()
+        if event == "log" and isinstance(module, OnlineModule):
+            figures["environment_steps"] = int(module.environment_steps)
 
     metrics = train(
         training,
@@ -83,7 +114,12 @@ def train_policy_agent(
         accelerator=accelerator,
         evaluate=_evaluation(config, world, sayings, module),
         watch=watch,
-        manifest={"agent": to_dict(config), "prompts_sha256": sayings.digest},
+        round_steps=config.online.updates_per_round if online else 1,
+        manifest={
+            "agent": to_dict(config),
+            "prompts_sha256": sayings.digest,
+            "init": None if init is None else str(init.resolve()),
+        },
         resume=resume,
         quiet=quiet,
     )

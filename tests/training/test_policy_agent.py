@@ -4,40 +4,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from line_world import SAYINGS, Line
 
 from lmdiff.algos.config import AlgorithmConfig, NetworkConfig
 from lmdiff.config import TrainingConfig, agent_from_dict
-from lmdiff.data.demonstrations import demonstrate
-from lmdiff.data.recordings import joined
 from lmdiff.errors import GoalNotUnderstood, UserError
-from lmdiff.evaluation import policy_commands, policy_language
+from lmdiff.evaluation import policy_commands
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
 from lmdiff.training import policy_agent
 from lmdiff.training.policy_agent import train_policy_agent
 from lmdiff.verbs import Eval, Run
-
-
-@pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    """The world `line`, found by name in this process, with recordings made in it."""
-    monkeypatch = pytest.MonkeyPatch()
-    prompts = tmp_path_factory.mktemp("prompts") / "line.toml"
-    prompts.write_text(SAYINGS, encoding="utf-8")
-    monkeypatch.setattr(Line, "family", str(prompts))
-    policy_language.world_of.cache_clear()
-    for module in (policy_agent, policy_language):
-        monkeypatch.setattr(module, "make_world", Line)
-
-    def record(config, quiet):
-        return joined([demonstrate(Line(), config, index) for index in range(config.episodes)])
-
-    monkeypatch.setattr(policy_agent, "load_or_record", record)
-    yield Line
-    monkeypatch.undo()
-    policy_language.world_of.cache_clear()
 
 
 def config(**training):
