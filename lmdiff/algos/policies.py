@@ -6,6 +6,8 @@ from lmdiff.algos.awr import AWR
 from lmdiff.algos.bc import BC
 from lmdiff.algos.config import AlgorithmConfig, FQLConfig
 from lmdiff.algos.critics import Critic
+from lmdiff.algos.dppo import DPPO
+from lmdiff.algos.fpo import FPO
 from lmdiff.algos.fql import FQL
 from lmdiff.algos.gtp import GTP
 from lmdiff.algos.idql import IDQL
@@ -15,9 +17,10 @@ from lmdiff.denoisers.actors import OneStepPolicy
 from lmdiff.denoisers.flow_map import FlowMap
 from lmdiff.denoisers.policy_networks import PolicyMLP, PolicyNetwork, PolicyTransformer
 
-Algorithm = BC | AWR | IDQL | FQL | QC | GTP
+Algorithm = BC | AWR | IDQL | FQL | QC | GTP | FPO | DPPO
 """A module with `actor`, `critic` (or None) and `candidates`, which together act (selection.py);
-`forward(batch, generator)`, whose `loss` is to be minimised; and `after_step()` for targets."""
+`forward(batch, generator)`, whose `loss` is to be minimised; and `after_step()` for targets.
+A batch is `Transitions`; for FPO and DPPO it is `Decisions` (on_policy.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +126,7 @@ def make_algorithm(config: AlgorithmConfig, sizes: Sizes) -> Algorithm:
         case "gtp":
             flow_map = FlowMap(make_network(config, sizes, levels=2))
             return GTP(flow_map, critic(), value(), config.gtp, rate, dropout)
+        case "fpo":
+            return FPO(denoiser(), value(), config.fpo)
+        case "dppo":
+            return DPPO(denoiser(), value(), config.dppo)

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from lmdiff.algos.on_policy import OnPolicy
 from lmdiff.algos.policies import Sizes, make_algorithm
 from lmdiff.algos.transitions import Transitions
 from lmdiff.config import to_dict
 from lmdiff.data.chunks import ChunkBatch
 from lmdiff.data.normalizer import Normalizer
 from lmdiff.denoisers.situation import Situation, with_nothing
+from lmdiff.errors import UserError
 from lmdiff.goals.encoder import GoalEncoder
 from lmdiff.pipelines.policy_pipeline import encode_observations
 from lmdiff.policy_config import PolicyAgentConfig
@@ -46,7 +48,16 @@ class PolicyModule(nn.Module):
         self.algorithm = make_algorithm(config.algorithm, sizes)
 
     def forward(self, batch: ChunkBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The algorithm's loss of one batch."""
+        """The algorithm's loss of one batch.
+
+        Raises:
+            UserError: the algorithm does not learn from recordings.
+        """
+        if isinstance(self.algorithm, OnPolicy):
+            raise UserError(
+                "fpo and dppo learn from their own episodes, not from recordings: set "
+                "--online.episodes-per-round 40, and start from a trained policy (--init DIR)."
+            )
         return self.algorithm(self.transitions(batch, generator), generator)
 
     def transitions(
