@@ -117,12 +117,13 @@ class OnPolicyConfig:
 class FPOConfig:
     """FPO: PPO whose likelihoods are denoising losses."""
 
-    objective: Literal["clip", "bgpo"] = "clip"
-    """The clipped ratio, or BGPO's linear bound of it, which needs no clipping range."""
+    objective: Literal["clip", "spo", "bgpo"] = "spo"
+    """`clip`: the paper's clipped ratio. `spo`: a square pulls the ratio back instead; under `clip`
+    all losses drift up together. `bgpo`: a linear bound of the ratio, without a range."""
     draws: int = 8
     """Levels and noises for each chunk."""
     epsilon: float = 0.05
-    """Clipping of the ratio."""
+    """Range of the ratio."""
     largest_change: float = 3.0
     """Of one draw's loss."""
     scale: float = 1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmdiff.algos.config import FPOConfig
 from lmdiff.algos.critics import Critic
 from lmdiff.algos.on_policy import Decisions, OnPolicy
-from lmdiff.algos.policy_objectives import clipped_ratio, linear_bound
+from lmdiff.algos.policy_objectives import clipped_ratio, linear_bound, penalised_ratio
 from lmdiff.denoisers.actions import ActionDenoiser, ActionDraw
 from lmdiff.denoisers.situation import Situation
 
@@ -48,7 +48,7 @@ class FPO(OnPolicy):
         return level, noise, self._losses(now, x, counted, level, noise)
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clipped ratio (eq. 9 and 12), or BGPO's bound of it."""
+        """The objective of the ratio; the paper's is `clip`."""
         level, noise, old = batch.memory
         new = self._losses(batch.now, batch.chain[:, -1], batch.counted, level, noise)
         # Averages of clipped differences: one bad draw cannot decide.
@@ -59,7 +59,8 @@ class FPO(OnPolicy):
             estimates = self.config.scale * change.T
             loss = linear_bound(estimates, torch.zeros_like(estimates), batch.advantage).sum(0)
             return loss, metrics | {"ratio/max": log_ratio.detach().exp().max()}
-        result = clipped_ratio(
+        ratio_loss = clipped_ratio if self.config.objective == "clip" else penalised_ratio
+        result = ratio_loss(
             log_ratio, torch.zeros_like(log_ratio), batch.advantage, self.config.epsilon
         )
         clipped = (result.clipped_low | result.clipped_high).float()

@@ -62,6 +62,27 @@ def clipped_ratio(
     )
 
 
+def penalised_ratio(
+    log_probs: Tensor, old: Tensor, advantages: Tensor, epsilon: float = 0.2
+) -> RatioLoss:
+    """SPO: the ratio, and a square that pulls it back where it strays (arXiv:2401.16025, eq. 13).
+
+    Its best ratio is 1 + epsilon for a positive advantage and 1 - epsilon for a negative one.
+    Clipping only stops pushing there; where a network drags the losses of good samples along with
+    those of bad ones, as denoisers do, nothing would bring them back.
+
+    Args:
+        log_probs: [B] estimates, differentiable.
+        old: the same under the policy that sampled, on the same noise; detached.
+        advantages: [B].
+        epsilon: how far the ratio should go.
+    """
+    ratio = (log_probs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    loss = advantages.abs() / (2 * epsilon) * (ratio - 1) ** 2 - advantages * ratio
+    strayed = (ratio.detach() - 1).abs() > epsilon
+    return RatioLoss(loss, ratio.detach(), strayed & (ratio < 1), strayed & (ratio > 1))
+
+
 def linear_bound(
     log_probs: Tensor, old: Tensor, advantages: Tensor, shares: Tensor | None = None
 ) -> Tensor:
