@@ -99,8 +99,6 @@ class DPPO(OnPolicy):
         prediction = process.predict(output, x, level)
         return process.move(prediction, x, level, to)
 
-    def _noise(
-        self, shape: tuple[int, ...], now: Situation, generator: torch.Generator
-    ) -> Tensor:
+    def _noise(self, shape: tuple[int, ...], now: Situation, generator: torch.Generator) -> Tensor:
         noise = torch.randn(shape, generator=generator, device=generator.device)
         return noise.to(now.observation.device)

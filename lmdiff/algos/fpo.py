@@ -72,8 +72,6 @@ class FPO(OnPolicy):
     ) -> Tensor:
         """[B, N] denoising losses of the actions that were done."""
         draws = level.shape[1]
-        draw = ActionDraw(
-            level.flatten(), noise.flatten(0, 1), counted.repeat_interleave(draws, 0)
-        )
+        draw = ActionDraw(level.flatten(), noise.flatten(0, 1), counted.repeat_interleave(draws, 0))
         losses = self.actor.loss(x.repeat_interleave(draws, 0), now.repeated(draws), draw)
         return losses.view(-1, draws)

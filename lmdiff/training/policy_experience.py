@@ -175,7 +175,9 @@ class Experience:
         }
         if self.reward is not None:
             gained = [e.demonstration.rewards for e in episodes]
-            self.figures["rollout/reward"] = float(np.mean([r.sum() for r in gained if r is not None]))
+            self.figures["rollout/reward"] = float(
+                np.mean([r.sum() for r in gained if r is not None])
+            )
 
 
 def _check(config: PolicyAgentConfig) -> None:

@@ -47,7 +47,8 @@ def start_from(module: PolicyModule, weights: dict[str, Tensor], folder: Path) -
     Raises:
         UserError: the policy is another network, or sees another world.
     """
-    own = module.state_dict()
+    # How much was lived through is no weight: counting begins anew.
+    own = {name: t for name, t in module.state_dict().items() if name != "environment_steps"}
     # A trained critic's target is the critic, unless the target itself was kept.
     for name in [name for name in own if name.startswith("algorithm.target.")]:
         source = name.removeprefix("algorithm.target.").replace("/", ".")
@@ -59,10 +60,10 @@ def start_from(module: PolicyModule, weights: dict[str, Tensor], folder: Path) -
     if wrong:
         raise UserError(
             f"The policy in {folder} is another one than this agent's: {wrong[0]} does not fit. "
-            "Take the world, chunks.history, chunks.horizon and algorithm.network of the agent that "
-            "it was trained as."
+            "Take the world, chunks.history, chunks.horizon and algorithm.network of the agent "
+            "that it was trained as."
         )
-    module.load_state_dict({**own, **{name: weights[name] for name in fitting}})
+    module.load_state_dict({**module.state_dict(), **{name: weights[name] for name in fitting}})
     fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in fitting})
     if fresh:
         warnings.warn(f"Not in {folder}, so they start fresh: {', '.join(fresh)}.", stacklevel=2)

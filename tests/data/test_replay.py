@@ -31,7 +31,16 @@ def test_rounds_come_back_and_later_ones_are_dropped(tmp_path):
 
     again = Replay(tmp_path / "replay")
     again.rewind(2)
-    assert again.everything.observations[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5, 10.5, 11.5, 12.5, 13.5]
+    assert again.everything.observations[:, 0].tolist() == [
+        0.5,
+        1.5,
+        2.5,
+        3.5,
+        10.5,
+        11.5,
+        12.5,
+        13.5,
+    ]
     names = sorted(path.name for path in (tmp_path / "replay").iterdir())
     assert names == ["round-00000000.safetensors", "round-00000001.safetensors"]
     again.add(round_of(30))

@@ -1,0 +1,196 @@
+"""Learning from own experience, end to end in a small world."""
+
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from lmdiff.algos.config import AlgorithmConfig, CriticConfig, FPOConfig, NetworkConfig, QCConfig
+from lmdiff.config import TrainingConfig
+from lmdiff.data.recordings import read_recording
+from lmdiff.errors import UserError
+from lmdiff.evaluation.agents import load_policy
+from lmdiff.evaluation.policy_language import Told
+from lmdiff.policy_config import ChunkConfig, OnlineConfig, PolicyAgentConfig, WorldConfig
+from lmdiff.training import policy_experience
+from lmdiff.training.on_policy_data import _outcomes, _seen
+from lmdiff.training.policy_agent import train_policy_agent
+from lmdiff.training.policy_rollouts import load_reward, play_round
+
+ROUNDS = OnlineConfig(
+    episodes_per_round=6, updates_per_round=4, worlds=4, num_inference_steps=2, noise=0.1
+)
+
+
+def config(name="qc", online=ROUNDS, **training):
+    return PolicyAgentConfig(
+        name="line",
+        world=WorldConfig(name="line", dataset="mixed", episodes=8, noise=1.0),
+        chunks=ChunkConfig(history=2, horizon=3, execute=2),
+        algorithm=AlgorithmConfig(
+            name=name,
+            network=NetworkConfig(width=16, layers=2),
+            critic=CriticConfig(width=16, layers=1, discount=0.9),
+            qc=QCConfig(candidates=2, target_candidates=1, flow_steps=1),
+            fpo=FPOConfig(draws=2),
+        ),
+        online=online,
+        training=TrainingConfig(
+            **{"max_steps": 8, "batch_size": 16, "warmup_steps": 1, "ema_decay": 0.0}
+            | {"log_every": 4, "checkpoint_every": 4}
+            | training
+        ),
+    )
+
+
+OWN = {"fpo": dataclasses.replace(ROUNDS, noise=0.0)}
+
+
+def weights(run):
+    return load_policy(run / "agent").network.state_dict()
+
+
+def lines(run):
+    told = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in told]
+
+
+@pytest.fixture(scope="module")
+def imitated(line, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "bc"
+    train_policy_agent(config("bc", OnlineConfig()), run, quiet=True)
+    return run / "agent"
+
+
+@pytest.mark.parametrize("name", ["qc", "fpo"])
+def test_a_resumed_run_is_the_same_run(line, imitated, tmp_path, monkeypatch, name):
+    settings = config(name, OWN.get(name, ROUNDS), max_steps=12, checkpoint_every=4)
+    with pytest.warns(UserWarning, match="start fresh"):
+        train_policy_agent(settings, tmp_path / "whole", init=imitated, quiet=True)
+
+    batch, calls = policy_experience.Experience.batch, []
+
+    def breaking(self, number):
+        calls.append(number)
+        if number == 10:  # in the third round, whose episodes are on disk already
+            raise InterruptedError
+        return batch(self, number)
+
+    monkeypatch.setattr(policy_experience.Experience, "batch", breaking)
+    with pytest.warns(UserWarning, match="start fresh"), pytest.raises(InterruptedError):
+        train_policy_agent(settings, tmp_path / "cut", init=imitated, quiet=True)
+    monkeypatch.setattr(policy_experience.Experience, "batch", batch)
+    train_policy_agent(settings, tmp_path / "cut", resume=True, quiet=True)
+
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[part], cut[part]) for part in whole)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+    last = lines(tmp_path / "whole")[-1]
+    assert 0 <= last["rollout/success"] <= 1
+    rounds = sorted((tmp_path / "cut" / "replay").glob("*")) if name == "qc" else []
+    if name == "qc":
+        assert len(rounds) == 3
+        assert sum(read_recording(path).steps for path in rounds) == last["environment_steps"]
+
+
+def test_the_start_is_the_trained_policy(line, imitated, tmp_path):
+    settings = config("fpo", OWN["fpo"], max_steps=4, learning_rate=1e-12)
+    with pytest.warns(UserWarning, match="algorithm.value"):
+        train_policy_agent(settings, tmp_path / "run", init=imitated, quiet=True)
+    before, after = weights(imitated.parent), weights(tmp_path / "run")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    other = dataclasses.replace(settings, chunks=ChunkConfig(history=2, horizon=4, execute=2))
+    with pytest.raises(UserError, match="another one"):
+        train_policy_agent(other, tmp_path / "other", init=imitated, quiet=True)
+
+
+def test_a_learned_critic_and_its_target_come_along(line, tmp_path):
+    settings = config("qc", OnlineConfig())
+    train_policy_agent(settings, tmp_path / "offline", quiet=True)
+    warnings.filterwarnings("error", message="Not in")  # nothing starts fresh
+    online = config("qc", max_steps=4, learning_rate=1e-12)
+    train_policy_agent(online, tmp_path / "online", init=tmp_path / "offline" / "agent", quiet=True)
+    first, second = (load_policy(tmp_path / run / "agent").critic for run in ("offline", "online"))
+    for name, tensor in first.state_dict().items():
+        assert torch.allclose(tensor, second.state_dict()[name], atol=1e-6)
+
+
+def always(value):
+    """A policy that does one thing."""
+
+    def act(observation, words, generator):
+        return np.full((len(words), 1, 3, 1), value, np.float32)
+
+    return act
+
+
+def test_episodes_are_whole_and_start_afresh(line):
+    told = [Told(2 * n, goal, goal) for n, goal in enumerate(["go right", "go left"] * 3)]
+    online = dataclasses.replace(ROUNDS, noise=0.0)
+    episodes = play_round(config(online=online), told, always(1.0), 1, None, 0)
+    for t, episode in zip(told, episodes, strict=True):
+        part = episode.demonstration
+        # The first of what was seen is where the seed starts, whatever the world did before.
+        assert part.observations[0, 0] == pytest.approx(0.2 * (t.seed % 5 - 2))
+        assert np.allclose(np.diff(part.observations[:, 0]), 0.5)
+        assert part.success.sum() == part.success[-1] == (t.goal == "go right")
+        assert part.rewards.tolist() == part.success.astype(float).tolist()
+        assert len(part.actions) == (12 if t.goal == "go left" else len(part.actions))
+        assert episode.begins.tolist() == list(range(0, len(part.actions), 2))
+        assert episode.chains.shape == (len(episode.begins), 1, 3, 1)
+        assert episode.words == t.words
+    noisy = play_round(config(), told, always(1.0), 1, None, 0)
+    assert noisy[0].demonstration.actions.std() > 0
+
+
+def half_way(world):
+    return float(world.x) / 2
+
+
+def test_a_dense_reward_by_name(line):
+    assert load_reward("") is None
+    reward = load_reward(f"{__name__}:half_way")
+    told = [Told(4, "go right", "go right")]
+    episode = play_round(config(), told, always(1.0), 1, reward, 0)[0]
+    seen = episode.demonstration.observations[1:, 0]
+    assert np.allclose(episode.demonstration.rewards, seen / 2)
+    for name in ("half_way", "nowhere:at_all", f"{__name__}:nothing"):
+        with pytest.raises(UserError, match="module:function"):
+            load_reward(name)
+    with pytest.raises(UserError, match="finite"):
+        play_round(config(), told, always(1.0), 1, lambda world: float("nan"), 0)
+
+
+def test_what_a_round_was_worth(line):
+    told = [Told(4, "go right", "go right"), Told(4, "go left", "go left")]
+    online = dataclasses.replace(ROUNDS, noise=0.0)
+    good, bad = play_round(config(online=online), told, always(0.8), 1, None, 0)
+    # From 0.4 by 0.4 a step: beyond 1.5 after 3 steps, which is in the second chunk.
+    rewards, discounts = _outcomes(good, 0.9)
+    assert rewards.tolist() == [0, 1]
+    assert discounts.tolist() == pytest.approx([0.81, 0])
+    rewards, discounts = _outcomes(bad, 0.9)
+    assert rewards.sum() == 0
+    assert discounts.tolist() == pytest.approx([0.81] * 6)
+    seen = _seen(good, 2)[..., 0]
+    assert seen.tolist() == pytest.approx(np.array([[0.4, 0.4], [0.8, 1.2], [1.2, 1.6]]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (config("bc"), "own failures"),
+        (config("fpo"), "noise"),
+        (config("fpo", OnlineConfig()), "episodes-per-round"),
+        (config(online=dataclasses.replace(ROUNDS, offline_share=1.5)), "offline_share"),
+        (config(online=dataclasses.replace(ROUNDS, reward="math:sqrt")), "dense rewards"),
+        (config(online=dataclasses.replace(ROUNDS, worlds=0)), "worlds"),
+        (config(max_steps=7), "rounds"),
+    ],
+)
+def test_settings_that_do_not_go_together(line, tmp_path, settings, what):
+    with pytest.raises(UserError, match=what):
+        train_policy_agent(settings, tmp_path / "run", quiet=True)
