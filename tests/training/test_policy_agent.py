@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from line_world import Line
 
 from lmdiff.algos.config import AlgorithmConfig, NetworkConfig
 from lmdiff.config import TrainingConfig, agent_from_dict
