@@ -17,7 +17,7 @@ from lmdiff.denoisers.situation import Situation
 @torch.no_grad()
 def best_of(
     actor: Actor,
-    critic: Critic | Target,
+    critic: Critic | Target | None,
     situation: Situation,
     candidates: int,
     **sampling: Any,
@@ -26,13 +26,14 @@ def best_of(
 
     Args:
         actor: gives candidates.
-        critic: [count, B] values.
+        critic: [count, B] values; may be None where there is no choice.
         situation: B situations.
         candidates: a situation; 1: no choice, and the critic is not asked.
         sampling: further arguments of `actor.sample`.
     """
+    candidates = 1 if critic is None else candidates
     chunks = actor.sample(situation.repeated(candidates), **sampling)
-    if candidates == 1:
+    if candidates == 1 or critic is None:
         return chunks
     values = critic(situation.repeated(candidates), chunks).mean(0).view(-1, candidates)
     best = values.argmax(1)

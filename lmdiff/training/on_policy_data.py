@@ -78,11 +78,11 @@ class OnPolicyData:
         assert self.round is not None
         count = len(self.round.advantage)
         at = np.arange(first, first + size)
-        orders = {epoch: self._order(epoch, count) for epoch in set(at // count)}
+        orders = {epoch: self._order(epoch, count) for epoch in set((at // count).tolist())}
         return _rows(self.round, torch.tensor([orders[i // count][i % count] for i in at]))
 
     def _order(self, epoch: int, count: int) -> np.ndarray:
-        rng = np.random.default_rng([self.config.training.seed, self.number, int(epoch)])
+        rng = np.random.default_rng([self.config.training.seed, self.number, epoch])
         return rng.permutation(count)
 
     def _values(self, observation: Tensor, phrases: list[str], goal: Tensor) -> Tensor:

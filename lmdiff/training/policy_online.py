@@ -82,8 +82,12 @@ class OnlineModule(PolicyModule):
         )
         return chunks[:, None].cpu().numpy()
 
-    def forward(self, batch: OnlineBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, batch: ChunkBatch | OnlineBatch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """The algorithm's loss of one batch, and the round's figures."""
+        if isinstance(batch, ChunkBatch):
+            return super().forward(batch, generator)
         data, algorithm = batch.data, self.algorithm
         if isinstance(data, DecisionBatch):
             assert isinstance(algorithm, OnPolicy)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, prod
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ def load_reward(name: str) -> Reward | None:
         ) from error
     if not callable(found):
         raise UserError(f"online.reward = {name!r} is no function.")
-    return found
+    return cast(Reward, found)
 
 
 class _Rows:
