@@ -10,7 +10,7 @@ from typing import Literal
 from lmdiff.algos.config import AlgorithmConfig
 from lmdiff.config import GoalConfig, TrainingConfig, check_heads
 from lmdiff.errors import UserError
-from lmdiff.ranges import Count, Fraction, NonNegative, Seed, Share, check_ranges
+from lmdiff.ranges import Count, Fraction, Natural, NonNegative, Seed, Share, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,18 @@ class OnlineConfig:
     A training has `training.max_steps / updates_per_round` rounds.
     """
 
-    episodes_per_round: int = 0
+    episodes_per_round: Natural = 0
     """Episodes of a round, over all processes; 0: no own experience (offline)."""
-    updates_per_round: int = 200
+    updates_per_round: Count = 200
     """Training steps after each round's episodes."""
-    worlds: int = 20
+    worlds: Count = 20
     """Episodes side by side, in each process."""
-    noise: float = 0.0
+    noise: NonNegative = 0.0
     """Exploration: standard deviation of what is added to actions; of discrete actions the share
     that is drawn at random."""
-    num_inference_steps: int = 10
+    num_inference_steps: Count = 10
     """Denoising steps while exploring."""
-    offline_share: float = 0.5
+    offline_share: Share = 0.5
     """Share of each batch that comes from the recorded data set (RLPD, arXiv:2302.02948). The
     on-policy algorithms learn from their last round alone."""
     reward: str = ""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lmdiff.ranges import Count, Fraction, NonNegative, Positive, Range, Share
+from lmdiff.ranges import Count, Fraction, Natural, NonNegative, Positive, Range, Share
 
 AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp", "fpo", "dppo"]
 
@@ -107,9 +107,9 @@ class GTPConfig:
 class OnPolicyConfig:
     """Advantages of the on-policy algorithms (fpo, dppo)."""
 
-    trace: float = 0.95
+    trace: Share = 0.95
     """Lambda of the generalised advantages."""
-    value_rounds: int = 2
+    value_rounds: Natural = 2
     """First rounds in which only the value function learns: a trained policy has none yet."""
 
 
@@ -120,13 +120,13 @@ class FPOConfig:
     objective: Literal["clip", "spo", "bgpo"] = "spo"
     """`clip`: the paper's clipped ratio. `spo`: a square pulls the ratio back instead; under `clip`
     all losses drift up together. `bgpo`: a linear bound of the ratio, without a range."""
-    draws: int = 8
+    draws: Count = 8
     """Levels and noises for each chunk."""
-    epsilon: float = 0.05
+    epsilon: Positive = 0.05
     """Range of the ratio."""
-    largest_change: float = 3.0
+    largest_change: Positive = 3.0
     """Of one draw's loss."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Nats for a unit of the denoising loss (a mean over the chunk's numbers)."""
 
 
@@ -134,15 +134,15 @@ class FPOConfig:
 class DPPOConfig:
     """DPPO: PPO over the last steps of the denoising chain."""
 
-    steps: int = 10
+    steps: Count = 10
     """Denoising steps of the whole chain; evaluate with as many."""
-    trained_steps: int = 5
+    trained_steps: Count = 5
     """The last ones of them, which learn."""
-    deviation: float = 0.1
+    deviation: Positive = 0.1
     """Standard deviation of the noise of these steps, in actions' units."""
-    epsilon: float = 0.01
+    epsilon: Positive = 0.01
     """Clipping of each step's ratio (a mean over the chunk's numbers)."""
-    denoising_discount: float = 0.99
+    denoising_discount: Share = 0.99
     """Of steps before the last one."""
 
 

@@ -50,8 +50,6 @@ class OffPolicyData:
         writes: bool,
     ):
         share, size = config.online.offline_share, config.training.batch_size
-        if not 0 <= share <= 1:
-            raise UserError(f"online.offline_share = {share:g}: a share is 0 to 1.")
         if share > 0 and config.online.reward:
             raise UserError(
                 "The recorded data set has no dense rewards to mix with: set online.offline_share "
@@ -181,17 +179,8 @@ class Experience:
 
 
 def _check(config: PolicyAgentConfig) -> None:
-    online, name = config.online, config.algorithm.name
-    if name == "bc":
+    if config.algorithm.name == "bc":
         raise UserError(
             "bc would imitate its own failures. To learn from own experience choose fpo, dppo, qc, "
             "fql, idql, awr or gtp (--algorithm.name fpo), or set online.episodes_per_round to 0."
-        )
-    for key in ("updates_per_round", "worlds", "num_inference_steps"):
-        if vars(online)[key] < 1:
-            raise UserError(f"online.{key} = {vars(online)[key]}: at least 1 is needed.")
-    if not 1 <= config.chunks.execute <= config.chunks.horizon:
-        raise UserError(
-            f"chunks.execute = {config.chunks.execute}: choose 1 to chunks.horizon = "
-            f"{config.chunks.horizon}."
         )

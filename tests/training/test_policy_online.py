@@ -185,9 +185,7 @@ def test_what_a_round_was_worth(line):
         (config("bc"), "own failures"),
         (config("fpo"), "noise"),
         (config("fpo", OnlineConfig()), "episodes-per-round"),
-        (config(online=dataclasses.replace(ROUNDS, offline_share=1.5)), "offline_share"),
         (config(online=dataclasses.replace(ROUNDS, reward="math:sqrt")), "dense rewards"),
-        (config(online=dataclasses.replace(ROUNDS, worlds=0)), "worlds"),
         (config(max_steps=7), "rounds"),
     ],
 )
