@@ -77,8 +77,8 @@ class OnPolicyData:
         """Decisions number `first` to `first + size` of an endless sequence of shuffled epochs."""
         assert self.round is not None
         count = len(self.round.advantage)
-        at = np.arange(first, first + size)
-        orders = {epoch: self._order(epoch, count) for epoch in set((at // count).tolist())}
+        at = range(first, first + size)
+        orders = {epoch: self._order(epoch, count) for epoch in {i // count for i in at}}
         return _rows(self.round, torch.tensor([orders[i // count][i % count] for i in at]))
 
     def _order(self, epoch: int, count: int) -> np.ndarray:
