@@ -33,7 +33,7 @@ class FlowMap(ActionDenoiser):
     def __init__(self, network: PolicyNetwork):
         super().__init__(network)
         # Made once: making one takes as long as evaluating a small network.
-        self.scheduler: Any = FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
+        self._scheduler: Any = FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
         if network.config["process"] != "flow":
             raise UserError(
                 "A flow map (algorithm gtp) follows a flow: set network.process = 'flow'."
@@ -73,7 +73,7 @@ class FlowMap(ActionDenoiser):
             guidance_scale: weight of the goal against none, on mean velocities; 1 is none.
         """
         batch, device = len(condition.goal), condition.observation.device
-        scheduler = scheduler if scheduler is not None else self.scheduler
+        scheduler = scheduler if scheduler is not None else self._scheduler
         if noise is None:
             where = generator.device if generator is not None else device
             noise = torch.randn(batch, *self.chunk, generator=generator, device=where).to(device)

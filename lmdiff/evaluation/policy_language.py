@@ -3,7 +3,8 @@
 `true`: as taught. `held_out`: sentences never taught. `empty`: no words. `contradictory`: two goals
 at once, of which the first counts. `other_words`: the words of another goal; what the room was set
 up for counts, so a policy that reads words fails it. Where one start serves several goals, `swap`:
-told B where it was set up for A, it does B (`does_told`), and does not do A first (`does_other`).
+told B where it was set up for A, it does B (`does_told`), and not A instead (`does_other`).
+`passes_other` also counts A where it was done on the way to B, as experts do too.
 A refused goal is a failure, except where the words are meant to be no help.
 """
 
@@ -195,7 +196,8 @@ def _with_other_words(
         outcomes = run_told(pipe, swapped, sampling, seed + 5)
         report["swap"] = {
             "does_told": _successes(outcomes),
-            "does_other": _rate([o.strayed for o in outcomes]),
+            "does_other": _rate([o.strayed and not o.success for o in outcomes]),
+            "passes_other": _rate([o.strayed for o in outcomes]),
         }
     return report
 

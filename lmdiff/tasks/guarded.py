@@ -48,9 +48,13 @@ class Guarded(gymnasium.Wrapper):
         self.steps += 1
         found = self._call(lambda: self.env.step(action), 5)
         observation, reward, terminated, truncated, info = found
-        if not np.isscalar(reward) or not np.isfinite(reward):
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not np.isfinite(value):
             raise self._error(f"returned {reward!r} as a reward")
-        return self._checked(observation), float(reward), bool(terminated), bool(truncated), info
+        return self._checked(observation), value, bool(terminated), bool(truncated), info
 
     def _call(self, call: Callable[[], Any], parts: int) -> Any:
         try:

@@ -38,7 +38,7 @@ def test_the_better_mode_is_found(name):
 
 
 def test_a_student_climbs_the_critic():
-    # Beyond the better mode too, where nothing was recorded: its critic only says that more is good.
+    # Beyond the better mode too, where nothing was recorded: its critic says that more is better.
     chunks = acts(trained("fql", fql=FQLConfig(alpha=3.0, flow_steps=4)))
     assert (chunks > 0.2).flatten(1).all(1).float().mean() > 0.9
 

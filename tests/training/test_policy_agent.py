@@ -1,12 +1,13 @@
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from line_world import Line
 
-from lmdiff.algos.config import AlgorithmConfig, NetworkConfig
+from lmdiff.algos.config import AlgorithmConfig, AlgorithmName, NetworkConfig, QCConfig
 from lmdiff.config import TrainingConfig, agent_from_dict
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation import policy_commands
@@ -134,3 +135,19 @@ def test_word_dropout_hides_tokens_in_training_only(line):
     some = module.transitions(batch, torch.Generator().manual_seed(0)).now.words.mask
     assert some.sum() < whole.sum()
     assert not (some & ~whole).any()
+
+
+@pytest.mark.parametrize("name", get_args(AlgorithmName))
+def test_every_algorithm_trains_is_saved_and_acts(line, tmp_path, name):
+    if name in ("fpo", "dppo"):
+        pytest.skip("they learn online: test_policy_online.py")
+    base = config(max_steps=2)
+    qc = QCConfig(target_candidates=2, flow_steps=2)
+    learning = dataclasses.replace(base.algorithm, name=name, qc=qc)
+    train_policy_agent(dataclasses.replace(base, algorithm=learning), tmp_path / "run", quiet=True)
+    pipe = load_policy(tmp_path / "run" / "agent")
+    assert (pipe.critic is None) == (name not in ("idql", "qc"))
+    observation = np.zeros((3, 2), np.float32)
+    actions = pipe("go left", observation=observation, num_inference_steps=2).actions
+    assert actions.shape == (3, 2, 1)
+    assert np.isfinite(actions).all()
