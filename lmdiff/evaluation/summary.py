@@ -38,7 +38,8 @@ _POLICY_COLUMNS = {
     "empty": "no words",
     "contradictory": "contradictory",
     "swap_does_told": "swap: does what is told",
-    "swap_does_other": "swap: does the other",
+    "swap_does_other": "swap: does the other instead",
+    "swap_passes_other": "swap: does the other on the way",
     "refusal_auroc": "refusal AUROC",
 }
 

@@ -59,14 +59,14 @@ def test_plans_are_shown_up_to_their_arrival() -> None:
 
 def test_it_plans_again_when_pushed_off_course() -> None:
     calm, pushed = _episode(slot=0), _episode(slot=1)
-    pushed.env.set_xy(calm.observation)
+    pushed.env.unwrapped.set_xy(calm.observation)
     pushed.observation = calm.observation
     times = []
 
     def push(episode: Episode) -> None:
         if episode.steps == 2 * STRIDE:  # at the end of a chunk, back by half a cell
-            episode.env.set_xy(episode.observation - np.array([2.0, 0.0]))
-            episode.observation = episode.env.get_xy()
+            episode.env.unwrapped.set_xy(episode.observation - np.array([2.0, 0.0]))
+            episode.observation = episode.env.unwrapped.get_xy()
             times.append(episode.steps)
 
     _run(calm)
@@ -83,8 +83,8 @@ def test_a_nudge_is_no_reason_to_plan_again() -> None:
 
     def nudge(episode: Episode) -> None:
         if episode.steps == 2 * STRIDE:
-            episode.env.set_xy(episode.observation + np.array([0.0, 0.3 * SPACING]))
-            episode.observation = episode.env.get_xy()
+            episode.env.unwrapped.set_xy(episode.observation + np.array([0.0, 0.3 * SPACING]))
+            episode.observation = episode.env.unwrapped.get_xy()
 
     _run(episode, on_step=nudge)
     assert episode.plans[1][0] == (HORIZON - 1) * STRIDE

@@ -117,7 +117,7 @@ def test_a_resumed_run_is_the_same_run(line, tmp_path, monkeypatch):
 
 
 def test_the_kind_of_an_agent_decides_its_settings():
-    found = agent_from_dict({"kind": "policy", "name": "x", "chunks": {"horizon": 3}})
+    found = agent_from_dict({"kind": "policy", "name": "x", "chunks": {"horizon": 3, "execute": 2}})
     assert isinstance(found, PolicyAgentConfig)
     assert found.chunks.horizon == 3
     with pytest.raises(UserError, match="horizons"):
