@@ -4,6 +4,7 @@ Encoder-only (BERT family), encoder-decoder (T5 family: the encoder part alone) 
 (Llama, Qwen, ...). Weights are read from safetensors only, and no code of a model repository runs.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,7 +128,10 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> P
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none")
     try:
-        return cast(PeftModel, get_peft_model(model, config))
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks transformers for an attribute by its old name.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
         raise UserError(
             f"LoRA does not know where to adapt a {model.config.model_type} model: {error} "
