@@ -10,14 +10,14 @@ import torch
 
 from lmdiff.errors import GoalNotUnderstood, UserError
 from lmdiff.evaluation.agents import load_policy
+from lmdiff.evaluation.few_steps import few_steps, numbers_of_steps, plot_few_steps
 from lmdiff.evaluation.films import write_film
-from lmdiff.evaluation.intervals import wilson
-from lmdiff.evaluation.policy_language import draw_told, policy_report, run_told, world_of
+from lmdiff.evaluation.policy_language import policy_report, world_of
 from lmdiff.evaluation.policy_rollout import PolicyEpisode, Sampling, run_policy
 from lmdiff.evaluation.printing import print_rate, print_result
 from lmdiff.evaluation.refusal_report import policy_refusal_report
 from lmdiff.evaluation.sharing import rank_and_size
-from lmdiff.evaluation.summary import add_policy_row
+from lmdiff.evaluation.summary import add_few_steps, add_policy_row
 from lmdiff.goals.sayings import Sayings, load_sayings
 from lmdiff.pipelines.policy_pipeline import PolicyPipeline
 from lmdiff.saved_agents import find_agent
@@ -128,51 +128,18 @@ def evaluate_policy(command: "Eval") -> int:
         report["refusal"] = policy_refusal_report(pipe.known_goals, world, sayings, seed)
         print(f"{'refusal, AUROC':24} {report['refusal']['auroc']['mean']:.3f}")
     if command.steps:
-        report["few_steps"] = _few_steps(command.steps, pipe, world, sayings, episodes, seed)
+        settings = [(n, _sampling(pipe, n, None)) for n in numbers_of_steps(command.steps)]
+        report["few_steps"] = few_steps(pipe, world, sayings, settings, episodes, seed)
     if rank_and_size()[0] == 0:
         (folder.parent / "eval.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         if command.output is not None:
             add_policy_row(command.output, report, folder.parent)
+            add_few_steps(command.output, report)
+        if command.steps:
+            plot = plot_few_steps(folder.parent / "few-steps.png", report["few_steps"], world.name)
+            print(f"plot: {plot}")
     print_result(report, as_json=command.json)
     return _ACHIEVED
-
-
-def _few_steps(
-    numbers: str, pipe: PolicyPipeline, world: World, sayings: Sayings, episodes: int, seed: int
-) -> list[dict[str, Any]]:
-    """Success by taught words, and milliseconds for one action alone, for numbers of steps."""
-    told = draw_told(world, sayings, "train", episodes, seed)
-    rows = []
-    for text in numbers.split(","):
-        if not text.strip().isdecimal() or int(text) < 1:
-            raise UserError(f"--steps {numbers}: give numbers of denoising steps, as in 1,2,4,10.")
-        sampling = _sampling(pipe, int(text), None)
-        outcomes = run_told(pipe, told, sampling, seed)
-        success = wilson(sum(o.success for o in outcomes), len(outcomes)).to_dict()
-        alone = _alone(pipe, world, sampling)
-        rows.append({"steps": int(text), "success": success, "milliseconds": alone})
-        print_rate(f"{int(text)} steps, {alone:.2f} ms", success)
-    return rows
-
-
-def _alone(pipe: PolicyPipeline, world: World, sampling: Sampling, repeats: int = 50) -> float:
-    """Median milliseconds of one call for one situation, after one to warm up."""
-    import time
-
-    goals = pipe.encode_goal([load_sayings(world.family).of(world.goals[0], "train")[0]])
-    size = pipe.config["history"], len(pipe.normalizer.offset)
-    observation = np.zeros(size, np.float32)
-    spent = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        pipe(
-            goals,
-            observation=observation,
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-        )
-        spent.append(1000 * (time.perf_counter() - began))
-    return round(float(np.median(spent[1:])), 3)
 
 
 def _trained(run_dir: Path) -> dict[str, Any]:

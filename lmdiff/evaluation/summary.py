@@ -43,6 +43,13 @@ _POLICY_COLUMNS = {
     "refusal_auroc": "refusal AUROC",
 }
 
+_STEPS_COLUMNS = {
+    "agent": "agent",
+    "steps": "denoising steps",
+    "success": "success by taught words",
+    "milliseconds": "one action alone, ms",
+}
+
 
 def add_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None:
     """Put an agent's report into a result file, in place of an older one of the same agent."""
@@ -77,7 +84,26 @@ def add_policy_row(path: Path, report: Mapping[str, Any], run_dir: Path) -> None
     _put(path, row | {"report": dict(report)}, _POLICY_COLUMNS, ("agent", "seed"))
 
 
-def _put(path: Path, row: dict[str, Any], columns: dict[str, str], same: tuple[str, ...]) -> None:
+def add_few_steps(path: Path, report: Mapping[str, Any]) -> None:
+    """A policy's success and time against denoising steps, beside a result file: NAME-steps.json.
+
+    The table then stands in NAME-steps.json, with a row for each number of steps.
+    """
+    for found in report.get("few_steps", ()):
+        row = {key: report[key] for key in ("agent", "seeds")}
+        row |= {"seed": report["training_seed"], "episodes": report["episodes"], **found}
+        beside = path.with_stem(f"{path.stem}-steps")
+        command = f"lmdiff eval AGENT --steps 1,2,4,10 --output {path}"
+        _put(beside, row, _STEPS_COLUMNS, ("agent", "seed", "steps"), command)
+
+
+def _put(
+    path: Path,
+    row: dict[str, Any],
+    columns: dict[str, str],
+    same: tuple[str, ...],
+    command: str | None = None,
+) -> None:
     """Write a row in place of the one with the same values of some columns."""
 
     def key(other: Mapping[str, Any]) -> list[Any]:
@@ -86,7 +112,8 @@ def _put(path: Path, row: dict[str, Any], columns: dict[str, str], same: tuple[s
     rows = read_result(path)["rows"] if path.is_file() else []
     rows = sorted([*(other for other in rows if key(other) != key(row)), row], key=key)
     seeds = sorted({seed for other in rows for seed in other["seeds"]})
-    write_result(path, f"lmdiff eval AGENT --output {path}", seeds, rows, columns=columns)
+    command = command or f"lmdiff eval AGENT --output {path}"
+    write_result(path, command, seeds, rows, columns=columns)
 
 
 def _row(report: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:

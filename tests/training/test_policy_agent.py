@@ -53,6 +53,9 @@ def test_a_policy_learns_what_words_ask_and_is_measured(trained, capsys, tmp_pat
     assert [row["steps"] for row in report["few_steps"]] == [1, 4]
     assert report["few_steps"][1]["success"]["mean"] >= 0.9
     assert report["few_steps"][0]["milliseconds"] < report["few_steps"][1]["milliseconds"]
+    assert (trained / "few-steps.png").read_bytes()[1:4] == b"PNG"
+    beside = json.loads((tmp_path / "rows-steps.json").read_text())["rows"]
+    assert [row["steps"] for row in beside] == [1, 4]
     row = json.loads(output.read_text())["rows"][0]
     assert row["agent"] == "line"
     assert row["swap_does_told"] == language["swap"]["does_told"]
