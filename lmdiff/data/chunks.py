@@ -66,8 +66,6 @@ class ChunkSampler:
         self._row = steps + episode  # of the observation before each step
         self._past = steps - (ends - recording.lengths)[episode]
         self._until = _steps_until(recording.success, self._left)
-        # A goal that holds already teaches nothing: those steps ask for nothing of their own.
-        self._own = np.arange(recording.steps)
         self._until_any: np.ndarray | None = None
         if config.hindsight + config.random_goals > 0:
             if holds is None:
@@ -90,7 +88,7 @@ class ChunkSampler:
     def batch(self, seed: int, shard: int, size: int) -> ChunkBatch:
         """Batch number `shard`: always the same one."""
         rng = np.random.default_rng([seed, shard])
-        steps = rng.choice(self._own, size)
+        steps = rng.choice(self.recording.steps, size)
         goals, until = self.recording.goals[steps], self._until[steps]
         if self._until_any is not None:
             goals, until = self._relabelled(rng, steps, goals, until)

@@ -22,7 +22,7 @@ from lmdiff.data.workers import telling_of_deaths
 from lmdiff.errors import UserError
 from lmdiff.tasks.pointmaze import PointMaze
 from lmdiff.tasks.pointmaze_expert import Expert
-from lmdiff.text.time_limits import TimeUp, call_within
+from lmdiff.time_limits import TimeUp, call_within
 
 _VERSION = 0  # raise it when the generator changes: old files are then left alone and not found
 _EPISODE_SECONDS = 600.0  # a thousand steps take less than one

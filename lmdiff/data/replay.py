@@ -32,11 +32,6 @@ class Replay:
         """All rounds as one recording."""
         return concatenated(self.recordings)
 
-    @property
-    def steps(self) -> int:
-        """Environment steps in all."""
-        return sum(recording.steps for recording in self.recordings)
-
     def rewind(self, rounds: int, *, delete: bool = True) -> None:
         """Go back to the first `rounds` rounds; later ones are deleted.
 

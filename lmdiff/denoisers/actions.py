@@ -25,15 +25,6 @@ class ActionDraw:
     counted: Tensor | None = None
     """[B, horizon] bool: actions that count; all, if None. Chunks may outlast their episodes."""
 
-    def repeated(self, times: int) -> "ActionDraw":
-        """Each row `times` times."""
-        counted = self.counted
-        return ActionDraw(
-            self.level.repeat_interleave(times, 0),
-            self.noise.repeat_interleave(times, 0),
-            None if counted is None else counted.repeat_interleave(times, 0),
-        )
-
 
 class ActionDenoiser(nn.Module):
     """A denoiser (see contract.py) of action chunks [B, horizon, action] in [-1, 1].

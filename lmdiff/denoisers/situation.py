@@ -22,10 +22,6 @@ class Situation(NamedTuple):
         """The same without the goals of rows `where` [B] (for classifier-free guidance)."""
         return self._replace(goal=torch.where(where, len(self.words.mask) - 1, self.goal))
 
-    def rows(self, indices: Tensor) -> "Situation":
-        """Some of the situations, in any order and number."""
-        return self._replace(observation=self.observation[indices], goal=self.goal[indices])
-
     def repeated(self, times: int) -> "Situation":
         """Each situation `times` times, one after the other."""
         return self._replace(

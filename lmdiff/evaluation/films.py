@@ -7,7 +7,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lmdiff.evaluation.pictures import INK, one_line, write_gif
+from lmdiff.evaluation.frames import write_gif
+from lmdiff.evaluation.pictures import INK, one_line
 
 _STRIP = 28  # pixels above the picture for the words
 _MOST_FRAMES = 60

@@ -6,7 +6,6 @@ the edges, so that words, plan and picture use one orientation.
 """
 
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from lmdiff.evaluation.frames import write_gif, write_mp4
 
 Cells = Iterable[tuple[int, int]]
 
@@ -150,7 +151,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
         try:
-            return _write_mp4(path, frames, fps)
+            return write_mp4(path, frames, fps)
         except (ImportError, RuntimeError, OSError) as error:
             path = path.with_suffix(".gif")
             warnings.warn(f"No MP4 (ffmpeg: {error}); writing {path.name}.", stacklevel=2)
@@ -324,28 +325,3 @@ def _frames(
         label = f"step {step} of {len(trail) - 1}"
         ImageDraw.Draw(frame).text((x, 37), label, fill=MUTED, font=font, anchor="lm")
         yield frame
-
-
-def write_gif(path: Path, frames: list[Image.Image], fps: int) -> Path:
-    """Write frames of one size as a GIF; its folder must be there."""
-    # One palette for all frames: quick, and nothing flickers.
-    palette = frames[-1].quantize(128, dither=Image.Dither.NONE)
-    palette.putpalette([255 if v > 249 else v for v in palette.getpalette() or []])  # pure white
-    small = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    duration = [round(1000 / fps)] * (len(small) - 1) + [1500]  # the end is worth a look
-    partial = path.with_name(f".{path.name}")
-    small[0].save(partial, "GIF", save_all=True, append_images=small[1:], duration=duration, loop=0)
-    os.replace(partial, path)
-    return path
-
-
-def _write_mp4(path: Path, frames: list[Image.Image], fps: int) -> Path:
-    import imageio.v2 as imageio  # slow to import, and seldom needed
-
-    partial = path.with_name(f".{path.name}")
-    writer: Any = imageio.get_writer(partial, fps=fps, macro_block_size=2, quality=8)
-    with writer:
-        for frame in frames + [frames[-1]] * fps:  # hold the end for a second
-            writer.append_data(np.asarray(frame))
-    os.replace(partial, path)
-    return path

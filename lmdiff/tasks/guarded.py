@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 from lmdiff.errors import UserError
-from lmdiff.text.time_limits import TimeUp, call_within
+from lmdiff.time_limits import TimeUp, call_within
 
 SECONDS = 60.0  # for one reset or step; MuJoCo needs less than a millisecond
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from lmdiff.errors import UserError
 from lmdiff.text import countdown, sudoku
-from lmdiff.text.time_limits import TimeUp, call_within
+from lmdiff.time_limits import TimeUp, call_within
 
 RewardFunction = Callable[..., Any]
 

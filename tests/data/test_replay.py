@@ -26,7 +26,7 @@ def test_rounds_come_back_and_later_ones_are_dropped(tmp_path):
     replay = Replay(tmp_path / "replay")
     for start in (0, 10, 20):
         replay.add(round_of(start))
-    assert replay.steps == 9
+    assert replay.everything.steps == 9
     (tmp_path / "replay" / ".tmp-round-00000003.safetensors").write_bytes(b"half")
 
     again = Replay(tmp_path / "replay")
@@ -58,7 +58,7 @@ def test_processes_that_do_not_write_leave_files_alone(tmp_path):
     other = Replay(tmp_path)
     other.rewind(0, delete=False)
     other.add(round_of(10), write=False)
-    assert other.steps == 3
+    assert other.everything.steps == 3
     assert [path.name for path in tmp_path.iterdir()] == ["round-00000000.safetensors"]
 
 

@@ -12,7 +12,7 @@ import torch
 from lmdiff.errors import UserError
 from lmdiff.text import rewards
 from lmdiff.text.rewards import RewardFailure, RewardSettings, load_rewards, score
-from lmdiff.text.time_limits import TimeUp, call_within
+from lmdiff.time_limits import TimeUp, call_within
 
 PROMPTS = ["3 7 25 -> 46"] * 3
 TEXTS = ["3*7+25", "3+7+25", "?"]
