@@ -112,7 +112,7 @@ class TrainPolicy:
     def run(self) -> int:
         from lmdiff.goals.sayings import load_sayings
         from lmdiff.tasks.worlds import make_world
-        from lmdiff.training.policy_agent import train_policy_agent
+        from lmdiff.training.policy.agent import train_policy_agent
 
         config = _overridden(self, PolicyAgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name
@@ -153,7 +153,7 @@ class TrainText:
     evaluation: TextEvaluationConfig = field(default_factory=TextEvaluationConfig)
 
     def run(self) -> int:
-        from lmdiff.training.text_agent import train_text_agent
+        from lmdiff.training.text.agent import train_text_agent
 
         config = _overridden(self, TextAgentConfig)
         run_dir = self.resume or self.output or Path("runs") / config.name

@@ -319,7 +319,7 @@ def test_any_setting_of_a_text_agent_can_be_overridden(
         got.update(config=config, run_dir=run_dir, init=init, resume=resume, quiet=quiet)
         return {"step": 7, "loss": 0.5}
 
-    monkeypatch.setattr("lmdiff.training.text_agent.train_text_agent", train_text_agent)
+    monkeypatch.setattr("lmdiff.training.text.agent.train_text_agent", train_text_agent)
     start = elsewhere / "runs" / "start" / "agent"
     start.mkdir(parents=True)
     (start / "model_index.json").write_text("{}")

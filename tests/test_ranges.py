@@ -107,7 +107,7 @@ def test_an_absurd_number_is_refused_by_the_command_line(
 ) -> None:
     for trains in ("agent.train_agent", "text_agent.train_text_agent"):
         monkeypatch.setattr(f"lmdiff.training.{trains}", lambda *_, **__: pytest.fail(name))
-    trains = "lmdiff.training.policy_agent.train_policy_agent"
+    trains = "lmdiff.training.policy.agent.train_policy_agent"
     monkeypatch.setattr(trains, lambda *_, **__: pytest.fail(name))
     hint, _ = numbers(AGENTS[agent])[name]
     absurd = "nan" if name == "rl.reward_weights" else "-1"

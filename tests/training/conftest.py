@@ -8,7 +8,7 @@ from line_world import SAYINGS, Line
 from lmdiff.data.demonstrations import demonstrate
 from lmdiff.data.recordings import joined
 from lmdiff.evaluation import policy_language
-from lmdiff.training import policy_agent
+from lmdiff.training.policy import agent as policy_agent
 
 # `training_toy` is also a script that tests start and kill, hence a plain module beside them.
 sys.path.insert(0, str(Path(__file__).parent))

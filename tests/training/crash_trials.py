@@ -40,11 +40,12 @@ from lmdiff.config import load_agent, load_control_agent
 from lmdiff.pipelines.text_agents import make_text_model, save_text_agent
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import make_task
-from lmdiff.training import checkpoints, policy_agent
+from lmdiff.training import checkpoints
 from lmdiff.training.checkpoints import latest_checkpoint, list_checkpoints
 from lmdiff.training.loop import train
 from lmdiff.training.metrics import read_metrics
-from lmdiff.training.text_agent import train_text_agent
+from lmdiff.training.policy import agent as policy_agent
+from lmdiff.training.text.agent import train_text_agent
 
 STEPS = 40
 MOST_KILLS_A_RUN = 12

@@ -39,11 +39,11 @@ from lmdiff.text.tasks import make_task
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
-from lmdiff.training.policy_agent import fit_normalizer, make_sampler
-from lmdiff.training.policy_module import PolicyModule
+from lmdiff.training.policy.agent import fit_normalizer, make_sampler
+from lmdiff.training.policy.module import PolicyModule
 from lmdiff.training.ranks import gather_numbers, shard_of
-from lmdiff.training.sft import Examples, SFTModule
-from lmdiff.training.text_rl import TextRLTrainer
+from lmdiff.training.text.rl import TextRLTrainer
+from lmdiff.training.text.sft import Examples, SFTModule
 
 STEPS = 20
 PHRASES = ["go to the bottom right corner", "row 3, column 4", "stay in the upper half"]

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lmdiff.text.rl_config import TextRLConfig
-from lmdiff.training.text_rollouts import Rollout
+from lmdiff.training.text.rollouts import Rollout
 
 
 class CompletionsLog:
@@ -116,7 +116,7 @@ class Signs:
     """Warns, once each, of what was measured to make a model worse, or to teach it nothing.
 
     What was measured is in docs/text-rl.md (docs/results/rl-careless.json, by
-    `python -m lmdiff.training.text_careless`): a high rate and several tokens a step, each drawn
+    `python -m lmdiff.training.text.careless`): a high rate and several tokens a step, each drawn
     without regard to the others, each cost an agent some of what it had been taught, and together
     nearly all of it. A second update on a batch does less harm; its ratios reached 14.
     """

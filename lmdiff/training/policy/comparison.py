@@ -1,6 +1,6 @@
 """Algorithms for policies, compared: the same recordings, networks, updates and starts.
 
-    python -m lmdiff.training.policy_comparison --output docs/results/offline-rl.json
+    python -m lmdiff.training.policy.comparison --output docs/results/offline-rl.json
 
 Every world and seed has its own recording; every algorithm learns from it, and acts from the same
 starts under the same taught sentences. Every finished run is kept, so that a stopped comparison
@@ -26,7 +26,7 @@ from lmdiff.evaluation.results import write_result
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import PolicyAgentConfig
 from lmdiff.training.files import replace_json
-from lmdiff.training.policy_agent import train_policy_agent
+from lmdiff.training.policy.agent import train_policy_agent
 
 _COLUMNS = {
     "world": "world",
@@ -137,7 +137,7 @@ class Comparison:
         return wilson(achieved, episodes).to_dict()
 
     def _command(self) -> str:
-        words = ["python -m lmdiff.training.policy_comparison", f"--agent {self.agent}"]
+        words = ["python -m lmdiff.training.policy.comparison", f"--agent {self.agent}"]
         for name in ("worlds", "algorithms", "denoising_steps", "seeds"):
             values = getattr(self, name)
             if values:

@@ -31,10 +31,10 @@ from lmdiff.training.callbacks import Event
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import check_same_agent
-from lmdiff.training.policy_experience import Experience
-from lmdiff.training.policy_init import start_from, trained_weights
-from lmdiff.training.policy_module import PolicyModule
-from lmdiff.training.policy_online import OnlineBatch, OnlineModule
+from lmdiff.training.policy.experience import Experience
+from lmdiff.training.policy.init import start_from, trained_weights
+from lmdiff.training.policy.module import PolicyModule
+from lmdiff.training.policy.online import OnlineBatch, OnlineModule
 from lmdiff.training.ranks import shard_of
 
 _NORMALIZER_ROWS = 50_000

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lmdiff.evaluation.intervals import wilson
-from lmdiff.training import text_careless
-from lmdiff.training.text_careless import CarelessStudy
-from lmdiff.training.text_runs import trained
+from lmdiff.training.text import careless as text_careless
+from lmdiff.training.text.careless import CarelessStudy
+from lmdiff.training.text.runs import trained
 
 
 def finished(run: Path, solved: int, ratios: list[float]) -> None:

@@ -12,7 +12,7 @@ from lmdiff.algos.selection import best_of
 from lmdiff.data.chunks import ChunkBatch
 from lmdiff.denoisers.situation import Situation, with_nothing
 from lmdiff.pipelines.policy_pipeline import encode_observations
-from lmdiff.training.policy_module import PolicyModule
+from lmdiff.training.policy.module import PolicyModule
 
 
 class DecisionBatch(NamedTuple):
@@ -64,7 +64,7 @@ class OnlineModule(PolicyModule):
     def act(
         self, observation: np.ndarray, words: Sequence[str], generator: torch.Generator, steps: int
     ) -> np.ndarray:
-        """Chains for a roll-out (see `policy_rollouts.Act`), with `steps` denoising steps."""
+        """Chains for a roll-out (see `rollouts.Act`), with `steps` denoising steps."""
         device = self.environment_steps.device
         phrases = list(dict.fromkeys(words))
         goal = torch.tensor([phrases.index(text) for text in words], device=device)

@@ -15,7 +15,7 @@ from lmdiff.pipelines.text_agents import load_text_agent
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import make_task
 from lmdiff.training.files import replace_json
-from lmdiff.training.text_agent import train_text_agent
+from lmdiff.training.text.agent import train_text_agent
 
 _FIRST_SEED = 1000  # of prompts to measure by: the first one that never trains
 

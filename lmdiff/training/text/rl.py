@@ -1,7 +1,7 @@
 """`TextRLTrainer`: reinforcement learning of text diffusion, with TRL's surface.
 
     from lmdiff.text.rl_config import TextRLConfig
-    from lmdiff.training.text_rl import TextRLTrainer
+    from lmdiff.training.text.rl import TextRLTrainer
 
     def threes(prompts, completions, **columns):
         return [text.count("3") / 8 for text in completions]
@@ -40,9 +40,9 @@ from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import MASKS, derived_seed
-from lmdiff.training.text_rl_logs import Callbacks, CompletionsLog, Signs
-from lmdiff.training.text_rl_module import TextRLBatch, TextRLModule, policy_config
-from lmdiff.training.text_rl_setup import (
+from lmdiff.training.text.rl_logs import Callbacks, CompletionsLog, Signs
+from lmdiff.training.text.rl_module import TextRLBatch, TextRLModule, policy_config
+from lmdiff.training.text.rl_setup import (
     Dataset,
     check_same_settings,
     pipeline_of,
@@ -52,7 +52,7 @@ from lmdiff.training.text_rl_setup import (
     training_spec,
     with_adapters,
 )
-from lmdiff.training.text_rollouts import Rollouts, score_rows
+from lmdiff.training.text.rollouts import Rollouts, score_rows
 
 Rewards = str | RewardFunction | Sequence[str | RewardFunction]
 

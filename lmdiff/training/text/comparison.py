@@ -1,6 +1,6 @@
 """RL of text, compared: estimator x objective pairs from the same starts, under one budget.
 
-    python -m lmdiff.training.text_comparison --task sudoku --output docs/results/rl-sudoku.json
+    python -m lmdiff.training.text.comparison --task sudoku --output docs/results/rl-sudoku.json
 
 For every seed one agent is taught (TASK-sft), and every pair goes on from it (TASK-rl). Learning
 rates are searched on a start and on validation prompts of their own; held-out prompts are asked
@@ -19,7 +19,7 @@ from lmdiff.errors import UserError
 from lmdiff.evaluation.intervals import Interval, wilson
 from lmdiff.evaluation.results import write_result
 from lmdiff.goals.descriptions import Split
-from lmdiff.training.text_runs import seeded, solved, trained
+from lmdiff.training.text.runs import seeded, solved, trained
 
 _SEARCH_SEED = 100  # of the start on which learning rates are searched; not among --seeds
 
@@ -139,7 +139,7 @@ class Comparison:
             words.append(f"--completions {self.completions}")
         if self.prompts != Comparison.prompts:
             words.append(f"--prompts {self.prompts}")
-        return " ".join(["python -m lmdiff.training.text_comparison", *words])
+        return " ".join(["python -m lmdiff.training.text.comparison", *words])
 
 
 _COLUMNS = {

@@ -1,11 +1,11 @@
 """Which careless setting breaks RL of text: learning rate x tokens a step x updates a batch.
 
-    python -m lmdiff.training.text_careless --output docs/results/rl-careless.json
+    python -m lmdiff.training.text.careless --output docs/results/rl-careless.json
 
 Agents that already solve most Sudoku puzzles are trained on under each of the eight combinations,
 so that there is much to lose: with BGPO as its paper has it (four masks, rewards compared within
 groups), the reward of the peers, and the last weights instead of averaged ones. What
-`lmdiff.training.text_rl_logs.Signs` warns of comes from here.
+`lmdiff.training.text.rl_logs.Signs` warns of comes from here.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from lmdiff.errors import UserError
 from lmdiff.evaluation.intervals import wilson
 from lmdiff.evaluation.results import write_result
 from lmdiff.training.metrics import read_metrics
-from lmdiff.training.text_runs import seeded, solved, trained
+from lmdiff.training.text.runs import seeded, solved, trained
 
 RATES = (5e-5, 2e-4)
 TOKENS_A_STEP = (1, 4)
@@ -100,7 +100,7 @@ class CarelessStudy:
     def _command(self) -> str:
         words = [f"--seeds {' '.join(map(str, self.seeds))}", f"--start {self.start:g}"]
         words += [f"--steps {self.steps}", f"--completions {self.completions}"]
-        return " ".join(["python -m lmdiff.training.text_careless", *words])
+        return " ".join(["python -m lmdiff.training.text.careless", *words])
 
 
 _COLUMNS = {

@@ -9,8 +9,8 @@ from torch import Tensor
 from lmdiff.algos.on_policy import OnPolicy, gae
 from lmdiff.errors import UserError
 from lmdiff.policy_config import PolicyAgentConfig
-from lmdiff.training.policy_online import DecisionBatch, OnlineModule
-from lmdiff.training.policy_rollouts import OwnEpisode
+from lmdiff.training.policy.online import DecisionBatch, OnlineModule
+from lmdiff.training.policy.rollouts import OwnEpisode
 from lmdiff.training.seeds import MASKS, derived_seed
 
 _AT_ONCE = 512  # decisions that are looked at together when a round is taken in

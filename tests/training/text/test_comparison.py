@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmdiff.evaluation.intervals import wilson
-from lmdiff.training.text_comparison import PAIRS, Comparison
+from lmdiff.training.text.comparison import PAIRS, Comparison
 
 SOLVED = {  # run folder -> prompts solved, of 100
     "sudoku-sft-0": ("held_out", 40),

@@ -12,8 +12,9 @@ from lmdiff.data.recordings import joined
 from lmdiff.errors import UserError
 from lmdiff.evaluation import policy_language
 from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
-from lmdiff.training import policy_agent, policy_comparison
-from lmdiff.training.policy_comparison import Comparison
+from lmdiff.training.policy import agent as policy_agent
+from lmdiff.training.policy import comparison as policy_comparison
+from lmdiff.training.policy.comparison import Comparison
 
 BASE = PolicyAgentConfig(
     name="line",

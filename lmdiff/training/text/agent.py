@@ -24,8 +24,8 @@ from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import check_same_agent
 from lmdiff.training.ranks import shard_of
-from lmdiff.training.sft import Examples, SFTModule
-from lmdiff.training.text_rl_agent import train_rl
+from lmdiff.training.text.rl_agent import train_rl
+from lmdiff.training.text.sft import Examples, SFTModule
 
 _VALIDATION_ROWS = 100
 

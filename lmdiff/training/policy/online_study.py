@@ -1,6 +1,6 @@
 """What own experience adds: success before and after, and the worst stretch on the way.
 
-    python -m lmdiff.training.online_study --output docs/results/online.json
+    python -m lmdiff.training.policy.online_study --output docs/results/online.json
 
 For every seed, the start is trained, then each of the methods from it. Starts of episodes, phrases
 and noise are the same before and after. Finished runs are kept, and a stopped study goes on.
@@ -23,7 +23,7 @@ from lmdiff.evaluation.results import write_result
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import PolicyAgentConfig
 from lmdiff.training.files import replace_json
-from lmdiff.training.policy_agent import train_policy_agent
+from lmdiff.training.policy.agent import train_policy_agent
 
 _STRETCH = 5000  # environment steps over which the worst success on the way is told
 _COLUMNS = {
@@ -113,7 +113,7 @@ class Study:
         }
 
     def _command(self) -> str:
-        words = ["python -m lmdiff.training.online_study", f"--start {self.start}"]
+        words = ["python -m lmdiff.training.policy.online_study", f"--start {self.start}"]
         words += [f"--agents {' '.join(self.agents)}", f"--seeds {' '.join(map(str, self.seeds))}"]
         return " ".join([*words, f"--episodes {self.episodes}"])
 

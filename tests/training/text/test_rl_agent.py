@@ -12,11 +12,11 @@ from lmdiff import cli
 from lmdiff.config import load_agent
 from lmdiff.errors import UserError
 from lmdiff.text.config import TextAgentConfig
-from lmdiff.training import text_rl
 from lmdiff.training.checkpoints import latest_checkpoint
 from lmdiff.training.metrics import read_metrics
-from lmdiff.training.text_agent import train_text_agent
-from lmdiff.training.text_rl_agent import rl_config
+from lmdiff.training.text import rl as text_rl
+from lmdiff.training.text.agent import train_text_agent
+from lmdiff.training.text.rl_agent import rl_config
 
 SFT = (  # noqa: SIM905 (as it is typed)
     "--model.width 16 --model.layers 1 --model.heads 2 --task.examples 50 --training.max-steps 10 "

@@ -10,8 +10,8 @@ from lmdiff.errors import UserError
 from lmdiff.pipelines.text_agents import make_text_model
 from lmdiff.text.config import SFTConfig, TextAgentConfig, TextModelConfig
 from lmdiff.text.tokenizer import decode_completion
-from lmdiff.training.sft import Examples, SFTModule
-from lmdiff.training.text_agent import stopping_at
+from lmdiff.training.text.agent import stopping_at
+from lmdiff.training.text.sft import Examples, SFTModule
 
 TINY = TextModelConfig(width=16, layers=1, heads=2, max_length=32)
 ROWS = [{"prompt": "1 2", "completion": "21"}, {"prompt": "12 1 2", "completion": "1"}]

@@ -15,10 +15,10 @@ from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.evaluation.policy_language import Told
 from lmdiff.policy_config import ChunkConfig, OnlineConfig, PolicyAgentConfig, WorldConfig
-from lmdiff.training import policy_experience
-from lmdiff.training.on_policy_data import _outcomes, _seen
-from lmdiff.training.policy_agent import train_policy_agent
-from lmdiff.training.policy_rollouts import load_reward, play_round
+from lmdiff.training.policy import experience as policy_experience
+from lmdiff.training.policy.agent import train_policy_agent
+from lmdiff.training.policy.on_policy_data import _outcomes, _seen
+from lmdiff.training.policy.rollouts import load_reward, play_round
 
 ROUNDS = OnlineConfig(
     episodes_per_round=6, updates_per_round=4, worlds=4, num_inference_steps=2, noise=0.1

@@ -13,7 +13,7 @@ from lmdiff.text.tasks import TextTask
 from lmdiff.training.callbacks import Evaluate
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.precision import settled
-from lmdiff.training.text_rl import TextRLTrainer
+from lmdiff.training.text.rl import TextRLTrainer
 
 
 def train_rl(

@@ -21,9 +21,9 @@ from lmdiff.evaluation.policy_language import draw_told
 from lmdiff.goals.sayings import Sayings
 from lmdiff.policy_config import PolicyAgentConfig
 from lmdiff.tasks.world import World
-from lmdiff.training.on_policy_data import OnPolicyData
-from lmdiff.training.policy_online import OnlineBatch, OnlineModule
-from lmdiff.training.policy_rollouts import OwnEpisode, load_reward, play_round
+from lmdiff.training.policy.on_policy_data import OnPolicyData
+from lmdiff.training.policy.online import OnlineBatch, OnlineModule
+from lmdiff.training.policy.rollouts import OwnEpisode, load_reward, play_round
 from lmdiff.training.ranks import raising_together, shard_of
 from lmdiff.training.seeds import ROLLOUT, derived_seed
 

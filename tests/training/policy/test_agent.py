@@ -14,8 +14,8 @@ from lmdiff.evaluation import policy_commands
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
-from lmdiff.training import policy_agent
-from lmdiff.training.policy_agent import train_policy_agent
+from lmdiff.training.policy import agent as policy_agent
+from lmdiff.training.policy.agent import train_policy_agent
 from lmdiff.verbs import Eval, Run
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.training.checkpoints import latest_checkpoint
-from lmdiff.training.policy_module import PolicyModule
+from lmdiff.training.policy.module import PolicyModule
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:

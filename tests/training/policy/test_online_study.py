@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lmdiff.training.online_study import curve, worst
+from lmdiff.training.policy.online_study import curve, worst
 
 
 def test_the_worst_stretch_on_the_way():

@@ -22,9 +22,9 @@ from lmdiff.text.rl_config import TextRLConfig
 from lmdiff.text.tokenizer import char_tokenizer
 from lmdiff.training.checkpoints import latest_checkpoint, list_checkpoints
 from lmdiff.training.metrics import read_metrics
-from lmdiff.training.text_rl import TextRLTrainer
-from lmdiff.training.text_rl_logs import Signs
-from lmdiff.training.text_rl_module import policy_config
+from lmdiff.training.text.rl import TextRLTrainer
+from lmdiff.training.text.rl_logs import Signs
+from lmdiff.training.text.rl_module import policy_config
 
 L = 6
 ROWS = [{"prompt": text, "answer": text[0]} for text in ("12", "3", "31", "2213")]
