@@ -21,6 +21,7 @@ from lmdiff.goals.encoder import GoalTokens
 
 _OCTAVES = 4
 _HEADS = 4
+_KERNEL = 0.2  # standard deviation, in normalised units, of the kernel that counts neighbours
 
 
 @dataclass(frozen=True)
@@ -122,21 +123,33 @@ class GoalPrior(ModelMixin, ConfigMixin):
         condition: Condition,
         batch: int,
         num_inference_steps: int = 10,
+        candidates: int = 8,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """[B, goal] states that the words of B goals describe, each one of `known`.
 
-        A sample may fall between two places that both fit, into a wall; a recorded state does not.
+        Of the candidates that are drawn for a goal, the one with most of the others around it is
+        taken: where the words were new, a single draw may be the unlikely reading. It may still
+        fall between two places that both fit, into a wall; the nearest recorded state does not.
+
+        Args:
+            condition: the words.
+            batch: B.
+            num_inference_steps: denoising steps.
+            candidates: draws for each goal; 1 takes the readings as often as they are likely.
+            generator: for reproducible goals.
         """
         device = self.nothing.device
         told = self.read(condition.words, batch)
         scheduler = self.process.scheduler()
         self.process.set_timesteps(scheduler, num_inference_steps, device)
         noise_device = generator.device if generator is not None else device
-        sample = torch.randn(batch, 1, self.goal_size, generator=generator, device=noise_device)
-        sample = sample.to(device)
+        size = (batch, candidates, self.goal_size)
+        sample = torch.randn(size, generator=generator, device=noise_device).to(device)
         for timestep in scheduler.timesteps:
-            level = self.process.level(timestep).expand(batch, 1)
+            level = self.process.level(timestep).expand(batch, candidates)
             output = self.process.predict(self(sample, level, told), sample, level[..., None])
             sample = scheduler.step(output, timestep, sample).prev_sample
-        return self.known[torch.cdist(sample[:, 0], self.known).argmin(1)]
+        near = torch.cdist(sample, sample).div(_KERNEL).square().mul(-0.5).exp().sum(-1)
+        sample = sample[torch.arange(batch, device=device), near.argmax(1)]
+        return self.known[torch.cdist(sample, self.known).argmin(1)]

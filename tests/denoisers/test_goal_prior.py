@@ -8,7 +8,7 @@ from lmdiff.denoisers.contract import Condition
 from lmdiff.denoisers.goal_prior import GoalPrior
 from lmdiff.goals.encoder import GoalTokens
 
-# Four phrases of one token; the last one means either of two places, with a wall between.
+# Four phrases of one token; the last one means the left place, and one time in five the right one.
 MEANT = torch.tensor(
     [
         [[1.5, 1.5], [1.5, 1.5]],
@@ -32,7 +32,7 @@ def prior():
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     for _ in range(400):
         rows = torch.randint(4, (32,), generator=generator)
-        which = torch.randint(2, (32, 8), generator=generator)
+        which = (torch.rand(32, 8, generator=generator) < 0.2).long()
         x = MEANT[rows[:, None], which] + 0.1 * torch.randn(32, 8, 2, generator=generator)
         loss = imitation_loss(model, x, said(rows), 0.1, generator)["loss"]
         optimizer.zero_grad()
@@ -46,8 +46,16 @@ def test_words_become_states_that_they_describe(prior):
     states = prior.sample(said(rows), len(rows), generator=torch.Generator().manual_seed(1))
     fits = (states[:, None] == MEANT[rows]).all(-1).any(-1)
     assert fits.float().mean() > 0.95
-    sides = states[rows == 3][:, 0] > 0  # both of the places that the last phrase means
-    assert 0.2 < sides.float().mean() < 0.8
+
+
+def test_the_likely_reading_is_taken(prior):
+    def share_of_the_right_place(candidates):
+        rows, generator = torch.full((200,), 3), torch.Generator().manual_seed(2)
+        states = prior.sample(said(rows), 200, candidates=candidates, generator=generator)
+        return (states[:, 0] > 0).float().mean()
+
+    assert 0.1 < share_of_the_right_place(candidates=1) < 0.4
+    assert share_of_the_right_place(candidates=8) < 0.05
 
 
 def test_samples_are_recorded_states_and_repeat(prior):
@@ -60,7 +68,8 @@ def test_samples_are_recorded_states_and_repeat(prior):
     assert (states[:, None] == prior.known).all(-1).any(-1).all()
     assert torch.equal(draw(0), states)
     # Without words, anything that was ever meant may come.
-    nothing = prior.sample(Condition(), 200, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    nothing = prior.sample(Condition(), 200, candidates=1, generator=generator)
     assert len(nothing.unique(dim=0)) == len(prior.known)
 
 
