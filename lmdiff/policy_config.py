@@ -74,6 +74,10 @@ class OnlineConfig:
     offline_share: Share = 0.5
     """Share of each batch that comes from the recorded data set (RLPD, arXiv:2302.02948). The
     on-policy algorithms learn from their last round alone."""
+    learn_from: Literal["all", "successes"] = "all"
+    """Own episodes that are learned from. `successes` alone can be imitated (bc): what was achieved
+    is made more likely and nothing else, as in RL of text without a baseline (RAFT,
+    arXiv:2304.06767). The on-policy algorithms learn from all."""
     reward: str = ""
     """A dense reward by its dotted name, `module:function`, called with the world after each step.
     Empty: success (on-policy 1 where the goal is achieved; else success - 1, as offline)."""

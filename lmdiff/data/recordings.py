@@ -58,6 +58,23 @@ class Recording:
         """[N] the episode of each step. The observation before step n is row n + episode[n]."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    def only(self, chosen: np.ndarray) -> "Recording":
+        """The episodes that are `chosen` [E] bool."""
+        steps = np.repeat(chosen, self.lengths)
+        return Recording(
+            observations=self.observations[np.repeat(chosen, self.lengths + 1)],
+            actions=self.actions[steps],
+            goals=self.goals[steps],
+            success=self.success[steps],
+            lengths=self.lengths[chosen],
+            rewards=None if self.rewards is None else self.rewards[steps],
+        )
+
+    @property
+    def successes(self) -> np.ndarray:
+        """[E] bool: episodes that achieved their goal in the end."""
+        return self.success[np.cumsum(self.lengths) - 1]
+
     def save(self, path: Path) -> None:
         """Write everything into one file."""
         known = {name: array for name, array in vars(self).items() if array is not None}

@@ -55,8 +55,7 @@ class OffPolicyData:
                 "The recorded data set has no dense rewards to mix with: set online.offline_share "
                 "to 0, or leave online.reward out."
             )
-        self.recorded_rows = round(share * size)
-        self.own_rows = size - self.recorded_rows
+        self.own_rows = size - round(share * size)
         self.config, self.recorded, self.make_sampler = config, recorded, make_sampler
         self.replay, self.writes = replay, writes
         self.own: ChunkSampler | None = None
@@ -73,16 +72,20 @@ class OffPolicyData:
         if not self.config.online.reward:
             demonstrations = [_without_rewards(part) for part in demonstrations]
         self.replay.add(joined(demonstrations), write=self.writes)
-        self.own = self.make_sampler(self.replay.everything)
+        own = self.replay.everything
+        if self.config.online.learn_from == "successes":
+            own = own.only(own.successes)
+        self.own = self.make_sampler(own) if own.steps else None
 
     def batch(self, shard: int) -> ChunkBatch:
-        """Batch number `shard`."""
-        assert self.own is not None
-        seed, parts = self.config.training.seed, []
-        if self.own_rows:
-            parts.append(self.own.batch(seed, shard, self.own_rows))
-        if self.recorded_rows:
-            parts.append(self.recorded.batch(seed, shard, self.recorded_rows))
+        """Batch number `shard`; until there is an episode to learn from, all of it is recorded."""
+        seed, size = self.config.training.seed, self.config.training.batch_size
+        own_rows = self.own_rows if self.own is not None else 0
+        parts = []
+        if self.own is not None and own_rows:
+            parts.append(self.own.batch(seed, shard, own_rows))
+        if size > own_rows:
+            parts.append(self.recorded.batch(seed, shard, size - own_rows))
         return mixed(parts)
 
 
@@ -179,8 +182,9 @@ class Experience:
 
 
 def _check(config: PolicyAgentConfig) -> None:
-    if config.algorithm.name == "bc":
+    if config.algorithm.name == "bc" and config.online.learn_from == "all":
         raise UserError(
-            "bc would imitate its own failures. To learn from own experience choose fpo, dppo, qc, "
-            "fql, idql, awr or gtp (--algorithm.name fpo), or set online.episodes_per_round to 0."
+            "bc would imitate its own failures. To learn from own experience let it imitate its "
+            "successes (--online.learn-from successes), or choose fpo, dppo, qc, fql, idql, awr or "
+            "gtp (--algorithm.name fpo), or set online.episodes_per_round to 0."
         )

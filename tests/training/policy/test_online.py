@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from lmdiff.algos.config import AlgorithmConfig, CriticConfig, FPOConfig, NetworkConfig, QCConfig
 from lmdiff.config import TrainingConfig
 from lmdiff.data.recordings import read_recording
+from lmdiff.data.replay import Replay
 from lmdiff.errors import UserError
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.evaluation.policy_language import Told
 from lmdiff.policy_config import ChunkConfig, OnlineConfig, PolicyAgentConfig, WorldConfig
 from lmdiff.training.policy import experience as policy_experience
 from lmdiff.training.policy.agent import train_policy_agent
+from lmdiff.training.policy.experience import OffPolicyData
 from lmdiff.training.policy.on_policy_data import _outcomes, _seen
 from lmdiff.training.policy.rollouts import load_reward, play_round
 
@@ -46,7 +49,10 @@ def config(name="qc", online=ROUNDS, **training):
     )
 
 
-OWN = {"fpo": dataclasses.replace(ROUNDS, noise=0.0)}
+OWN = {
+    "fpo": dataclasses.replace(ROUNDS, noise=0.0),
+    "bc": dataclasses.replace(ROUNDS, learn_from="successes"),
+}
 
 
 def weights(run):
@@ -65,10 +71,11 @@ def imitated(line, tmp_path_factory):
     return run / "agent"
 
 
-@pytest.mark.parametrize("name", ["qc", "fpo"])
+@pytest.mark.parametrize("name", ["qc", "fpo", "bc"])
 def test_a_resumed_run_is_the_same_run(line, imitated, tmp_path, monkeypatch, name):
     settings = config(name, OWN.get(name, ROUNDS), max_steps=12, checkpoint_every=4)
-    with pytest.warns(UserWarning, match="start fresh"):
+    warned = nullcontext() if name == "bc" else pytest.warns(UserWarning, match="start fresh")
+    with warned:
         train_policy_agent(settings, tmp_path / "whole", init=imitated, quiet=True)
 
     batch, calls = policy_experience.Experience.batch, []
@@ -80,7 +87,8 @@ def test_a_resumed_run_is_the_same_run(line, imitated, tmp_path, monkeypatch, na
         return batch(self, number)
 
     monkeypatch.setattr(policy_experience.Experience, "batch", breaking)
-    with pytest.warns(UserWarning, match="start fresh"), pytest.raises(InterruptedError):
+    warned = nullcontext() if name == "bc" else pytest.warns(UserWarning, match="start fresh")
+    with warned, pytest.raises(InterruptedError):
         train_policy_agent(settings, tmp_path / "cut", init=imitated, quiet=True)
     monkeypatch.setattr(policy_experience.Experience, "batch", batch)
     train_policy_agent(settings, tmp_path / "cut", resume=True, quiet=True)
@@ -90,10 +98,49 @@ def test_a_resumed_run_is_the_same_run(line, imitated, tmp_path, monkeypatch, na
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
     last = lines(tmp_path / "whole")[-1]
     assert 0 <= last["rollout/success"] <= 1
-    rounds = sorted((tmp_path / "cut" / "replay").glob("*")) if name == "qc" else []
-    if name == "qc":
+    rounds = sorted((tmp_path / "cut" / "replay").glob("*")) if name != "fpo" else []
+    if rounds:
         assert len(rounds) == 3
         assert sum(read_recording(path).steps for path in rounds) == last["environment_steps"]
+
+
+def test_successes_alone_are_learned_from(line, tmp_path):
+    played = []
+
+    def make_sampler(recording):
+        played.append(recording)
+        return Sampled("own")
+
+    class Sampled:
+        def __init__(self, name):
+            self.name = name
+
+        def batch(self, seed, shard, size):
+            return [self.name] * size
+
+    def episodes(*actions):
+        told = [Told(2 * n, "go right", "go right") for n in range(len(actions))]
+        settings = config(online=dataclasses.replace(ROUNDS, noise=0.0))
+        return [
+            play_round(settings, [t], always(a), 1, None, 0)[0]
+            for t, a in zip(told, actions, strict=True)
+        ]
+
+    settings = config("bc", OWN["bc"])
+    recorded, replay = Sampled("recorded"), Replay(tmp_path)
+    data = OffPolicyData(settings, recorded, make_sampler, replay, writes=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            policy_experience, "mixed", lambda parts: [row for part in parts for row in part]
+        )
+        data.take(0, episodes(-1.0))
+        assert not played
+        assert data.batch(0) == ["recorded"] * 16
+        data.take(1, episodes(1.0, -1.0, 1.0))
+        assert played[0].successes.tolist() == [True, True]
+        assert (played[0].actions == 1).all()
+        assert data.batch(0) == ["own"] * 8 + ["recorded"] * 8
+    assert replay.everything.successes.tolist() == [False, True, False, True]
 
 
 def test_the_start_is_the_trained_policy(line, imitated, tmp_path):
