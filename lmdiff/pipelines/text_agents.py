@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,12 +38,14 @@ class TextModel:
     spec: TextModelSpec
 
 
-def make_text_model(config: TextModelConfig, alphabet: str, init: Path | None = None) -> TextModel:
+def make_text_model(
+    config: TextModelConfig, alphabet: Sequence[str], init: Path | None = None
+) -> TextModel:
     """The model that a config describes, ready to be trained.
 
     Args:
         config: of the model. With `init`, only its head part and adaptation are read.
-        alphabet: characters that a fresh model reads.
+        alphabet: characters and numbers that a fresh model reads.
         init: folder of a saved agent to start from (`find_agent`).
 
     Raises:

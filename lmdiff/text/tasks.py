@@ -23,8 +23,8 @@ class TextTask:
     """What is asked, what was answered to learn from, and how answers are judged."""
 
     name: str
-    alphabet: str
-    """Characters of prompts and completions, for models that read characters."""
+    alphabet: Sequence[str]
+    """Characters and numbers of prompts and completions, for models with fresh weights."""
     rows: Callable[[Split, int, int], list[Row]]
     """(split, count, seed) -> rows, at most `count`; of a file the first ones, whatever the seed.
     """

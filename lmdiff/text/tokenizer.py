@@ -1,4 +1,4 @@
-"""The embedded tokenizer, one token a character, and how prompts and completions become tokens.
+"""The embedded tokenizer, mostly one token a character, and how texts become tokens.
 
 The same functions serve training and sampling, so that both see one form of text: a prompt with
 the special tokens that its tokenizer adds, a completion without any, then the end token until the
@@ -22,20 +22,22 @@ SPECIAL = {"pad": "[PAD]", "mask": "[MASK]", "eos": "[EOS]", "sep": "[SEP]", "un
 Message = Mapping[str, Any]
 
 
-def char_tokenizer(alphabet: str = PRINTABLE) -> PreTrainedTokenizerFast:
+def char_tokenizer(alphabet: Sequence[str] = PRINTABLE) -> PreTrainedTokenizerFast:
     """A character-level tokenizer; `save_pretrained` and `AutoTokenizer` keep it.
 
     A prompt ends with [SEP]: else "... -> 4" followed by "63" could not be told from "... -> 46"
     followed by "3". The words "[MASK]" in a text are six characters, never the mask token.
 
     Args:
-        alphabet: its characters; every other one becomes [UNK].
+        alphabet: its characters, then pairs of them that are one token where they stand together
+            ("17"); every other character becomes [UNK].
     """
     if not alphabet or len(set(alphabet)) < len(alphabet):
         raise UserError(f"An alphabet has at least one character, each once, not {alphabet!r}.")
     vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *alphabet])}
-    # A byte-pair encoding without a single merge: every character stays alone, spaces too.
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=SPECIAL["unk"]))
+    # A byte-pair encoding that merges nothing else: other characters stay alone, spaces too.
+    pairs = [(token[0], token[1]) for token in alphabet if len(token) == 2]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token=SPECIAL["unk"]))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A [SEP]", special_tokens=[(SPECIAL["sep"], vocabulary[SPECIAL["sep"]])]

@@ -39,9 +39,16 @@ def test_instances_are_solved_distinct_and_seeded(numbers):
         assert set(row["prompt"] + row["completion"]) <= set(countdown.ALPHABET)
         assert len(row["numbers"]) == numbers
         assert row["target"] <= 99
-    assert len({(tuple(sorted(r["numbers"])), r["target"]) for r in rows}) == 300
+    assert len({row["prompt"] for row in rows}) == 300
     assert rows[:40] == countdown.instances("train", 40, numbers, seed=1)
     assert rows != countdown.instances("train", 300, numbers, seed=2)
+
+
+def test_another_order_is_another_instance_to_train_on_alone():
+    for split, orders in (("train", True), ("held_out", False)):
+        rows = countdown.instances(split, 80, largest=9, largest_target=60)
+        keys = {(tuple(sorted(row["numbers"])), row["target"]) for row in rows}
+        assert (len(keys) < len(rows)) == orders
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -81,6 +81,8 @@ def test_an_alphabet_of_a_task():
     assert len(tokenizer) == len(countdown.ALPHABET) + 5
     prompt = "3 7 25 -> 46"
     assert tokenizer.decode(encode_prompt(tokenizer, prompt)[:-1]) == prompt
+    parts = token_texts(tokenizer, encode_prompt(tokenizer, "10*(3+125)")[:-1])
+    assert parts == ["10", "*", "(", "3", "+", "12", "5", ")"]
 
 
 @pytest.mark.parametrize("alphabet", ["", "aa"])
