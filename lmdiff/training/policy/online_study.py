@@ -42,7 +42,7 @@ class Study:
 
     start: str = "metaworld-push-few"
     """Recipe of the start."""
-    agents: tuple[str, ...] = ("metaworld-push-fpo", "metaworld-push-online")
+    agents: tuple[str, ...] = ("metaworld-push-self", "metaworld-push-fpo")
     """Recipes that go on from it."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of recordings, trainings and starts of episodes."""
