@@ -120,6 +120,12 @@ class PolicyAgentConfig:
                 f"chunks.execute = {chunks.execute}: a chunk has only chunks.horizon = "
                 f"{chunks.horizon} actions (--chunks.execute {chunks.horizon})."
             )
+        if self.algorithm.name == "sdac" and self.online.episodes_per_round == 0:
+            raise UserError(
+                "sdac imitates nothing: from recordings alone its critic is asked about chunks "
+                "that nobody did. Let it act (--online.episodes-per-round 10), or choose another "
+                "--algorithm.name."
+            )
         if chunks.hindsight + chunks.random_goals > 1:
             raise UserError(
                 f"chunks.hindsight = {chunks.hindsight:g} and chunks.random_goals = "

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from lmdiff.ranges import Count, Fraction, Natural, NonNegative, Positive, Range, Share
 
-AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp", "fpo", "dppo"]
+AlgorithmName = Literal["bc", "awr", "idql", "fql", "qc", "gtp", "sdac", "fpo", "dppo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,20 @@ class GTPConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SDACConfig:
+    """SDAC: a policy drawn towards exp(Q / alpha), from own experience alone."""
+
+    temperature: Positive = 0.2
+    """Alpha, in standard deviations of the proposals' values."""
+    proposals: Annotated[int, Range(2)] = 32
+    """Clean chunks that are proposed for each noisy one."""
+    candidates: Count = 4
+    """Samples to choose from when acting."""
+    flow_steps: Count = 5
+    """Denoising steps of the next chunk in targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnPolicyConfig:
     """Advantages of the on-policy algorithms (fpo, dppo)."""
 
@@ -160,6 +174,7 @@ class AlgorithmConfig:
     fql: FQLConfig = field(default_factory=FQLConfig)
     qc: QCConfig = field(default_factory=QCConfig)
     gtp: GTPConfig = field(default_factory=GTPConfig)
+    sdac: SDACConfig = field(default_factory=SDACConfig)
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     fpo: FPOConfig = field(default_factory=FPOConfig)
     dppo: DPPOConfig = field(default_factory=DPPOConfig)

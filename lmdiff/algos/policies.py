@@ -12,12 +12,13 @@ from lmdiff.algos.fql import FQL
 from lmdiff.algos.gtp import GTP
 from lmdiff.algos.idql import IDQL
 from lmdiff.algos.qc import QC
+from lmdiff.algos.sdac import SDAC
 from lmdiff.denoisers.actions import ActionDenoiser
 from lmdiff.denoisers.actors import OneStepPolicy
 from lmdiff.denoisers.flow_map import FlowMap
 from lmdiff.denoisers.policy_networks import PolicyMLP, PolicyNetwork, PolicyTransformer
 
-Algorithm = BC | AWR | IDQL | FQL | QC | GTP | FPO | DPPO
+Algorithm = BC | AWR | IDQL | FQL | QC | GTP | SDAC | FPO | DPPO
 """A module with `actor`, `critic` (or None) and `candidates`, which together act (selection.py);
 `forward(batch, generator)`, whose `loss` is to be minimised; and `after_step()` for targets.
 A batch is `Transitions`; for FPO and DPPO it is `Decisions` (on_policy.py)."""
@@ -126,6 +127,8 @@ def make_algorithm(config: AlgorithmConfig, sizes: Sizes) -> Algorithm:
         case "gtp":
             flow_map = FlowMap(make_network(config, sizes, levels=2))
             return GTP(flow_map, critic(), value(), config.gtp, rate, dropout)
+        case "sdac":
+            return SDAC(denoiser(), critic(), config.sdac, rate)
         case "fpo":
             return FPO(denoiser(), value(), config.fpo)
         case "dppo":

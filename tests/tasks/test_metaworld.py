@@ -6,7 +6,7 @@ import pytest
 from lmdiff.errors import UserError
 from lmdiff.goals.descriptions import SPLITS, normalise
 from lmdiff.goals.sayings import load_sayings
-from lmdiff.tasks.metaworld import MT10, MT50, MetaWorld
+from lmdiff.tasks.metaworld import MT10, MT50, MetaWorld, dense_reward
 from lmdiff.tasks.worlds import make_world
 
 QUICK = ("reach", "drawer-close", "button-press-topdown")
@@ -123,3 +123,15 @@ def test_rendering(world):
     # Upright: wood below (red beats blue by far), the grey room above.
     red_over_blue = frame[..., 0].astype(int) - frame[..., 2]
     assert red_over_blue[-64:].mean() > red_over_blue[:64, 128:].mean() + 10
+
+
+def test_the_dense_reward_rises_towards_the_goal_and_never_pays_for_waiting(world):
+    world.reset(seed=0, options={"goal": "reach"})
+    rewards = []
+    for _ in range(60):
+        achieved = world.step(world.expert_action())[2]
+        rewards.append(dense_reward(world))
+        if achieved:
+            break
+    assert all(-1 <= reward <= 0 for reward in rewards)
+    assert rewards[-1] > rewards[0] + 0.3

@@ -1,8 +1,8 @@
 """Learning from own experience: rounds of episodes, and batches of what was lived and recorded.
 
-Off-policy algorithms (idql, awr, fql, qc, gtp) learn from all rounds, mixed with the recorded data
-set (RLPD, Ball et al., arXiv:2302.02948); on-policy ones (fpo, dppo) from the last round. A round
-is a pure function of the weights and of (seed, round), as in RL of text: a resumed run repeats it.
+Off-policy algorithms (all but fpo and dppo) learn from all rounds, mixed with the recorded data
+set (RLPD, Ball et al., arXiv:2302.02948); on-policy ones from the last round. A round is a pure
+function of the weights and of (seed, round), as in RL of text: a resumed run repeats it.
 """
 
 from collections.abc import Callable, Sequence

@@ -239,3 +239,13 @@ def test_what_a_round_was_worth(line):
 def test_settings_that_do_not_go_together(line, tmp_path, settings, what):
     with pytest.raises(UserError, match=what):
         train_policy_agent(settings, tmp_path / "run", quiet=True)
+
+
+def test_sdac_learns_from_own_experience_alone(line, tmp_path):
+    with pytest.raises(UserError, match="imitates nothing"):
+        config("sdac", OnlineConfig())
+    online = dataclasses.replace(ROUNDS, offline_share=0.0)
+    train_policy_agent(config("sdac", online, max_steps=8), tmp_path / "run", quiet=True)
+    last = lines(tmp_path / "run")[-1]
+    assert np.isfinite([last["critic_loss"], last["actor_loss"]]).all()
+    assert last["alpha"] > 0
