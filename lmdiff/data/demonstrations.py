@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lmdiff.data.episodes import data_folder
 from lmdiff.data.recordings import Demonstration, Recording, joined, read_recording
 from lmdiff.data.workers import telling_of_deaths
-from lmdiff.errors import UserError
+from lmdiff.errors import EnvironmentFault, UserError
 from lmdiff.policy_config import WorldConfig
 from lmdiff.tasks.world import World
 from lmdiff.tasks.worlds import make_world
@@ -33,10 +33,19 @@ def recording_path(config: WorldConfig) -> Path:
 
 
 def load_or_record(config: WorldConfig, *, quiet: bool = False) -> Recording:
-    """The recording of a config: from disk if it is there, else made on all cores."""
+    """The recording of a config: from disk if it is there, else made on all cores.
+
+    Raises:
+        UserError: it is damaged, or a process died while it was made.
+        EnvironmentFault: the world failed; nothing is written then.
+    """
     path = recording_path(config)
     if not path.is_file():
-        recording = _record(config, quiet=quiet)
+        try:
+            recording = _record(config, quiet=quiet)
+        except EnvironmentFault as fault:
+            kept = "Nothing was recorded. Mend the world, then run the command again."
+            raise EnvironmentFault(fault.what, kept) from fault
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as scratch:
             recording.save(Path(scratch) / path.name)
@@ -81,7 +90,7 @@ def demonstrate(world: World, config: WorldConfig, index: int) -> Demonstration:
     observations, actions, goals, success = [observation], [], [], []
     left = None
     for _ in range(world.episode_steps):
-        said = world.expert_action()
+        said = world.advice()
         if said is None:
             break  # the expert gave up; what it did so far is no worse for that
         if world.discrete:
@@ -93,7 +102,7 @@ def demonstrate(world: World, config: WorldConfig, index: int) -> Demonstration:
         success.append(achieved)
         observations.append(observation)
         if achieved and config.dataset == "play":
-            world.switch(str(rng.choice(world.possible() or world.goals)))
+            world.guard.call(lambda: world.switch(str(rng.choice(world.possible() or world.goals))))
         elif achieved and left is None:
             left = _AFTER_SUCCESS
         if left is not None:

@@ -112,8 +112,9 @@ def _execute(
     episode: PolicyEpisode, chunk: np.ndarray, on_step: Callable[[PolicyEpisode], None] | None
 ) -> bool:
     """Do actions [n, action]; returns whether the episode has ended."""
+    world = episode.world
     for action in chunk:
-        observation, _, achieved, late, _ = episode.world.step(action)
+        observation, _, achieved, late, _ = world.step(action)
         episode.observations.append(observation)
         episode.actions.append(action)
         episode.steps += 1
@@ -122,7 +123,7 @@ def _execute(
         if achieved:
             episode.success = True
             return True
-        if episode.watched and episode.world.achieved(episode.watched):
+        if episode.watched and world.guard.call(lambda: world.achieved(episode.watched)):
             episode.strayed = True
         if late:
             return True

@@ -12,10 +12,14 @@ import gymnasium
 import numpy as np
 
 from lmdiff.errors import UserError
+from lmdiff.tasks.guarded import Guard
 
 
 class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
     """One world. A family implements what is abstract here; episodes are kept by this class.
+
+    What a family gets wrong is an `EnvironmentFault` that names the world: a call that raises or
+    hangs, an observation or an expert's action of another shape or not finite.
 
     Actions are vectors in [-1, 1]; where the simulator's are discrete, the largest entry counts.
 
@@ -54,6 +58,7 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         self.goal = ""
         """What is asked in this episode."""
         self.steps = 0
+        self.guard = Guard(f"world {name}")
 
     @abstractmethod
     def start(self, seed: int, goal: str | None) -> np.ndarray:
@@ -103,9 +108,15 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
 
         Raises:
             UserError: an unknown goal.
+            EnvironmentFault: the simulator failed.
         """
         super().reset(seed=seed)
+        self.steps = self.guard.step = 0
         asked = (options or {}).get("goal")
+        observation = self.guard.call(lambda: self._begin(seed, asked))
+        return observation, {"goal": self.goal, "success": False}
+
+    def _begin(self, seed: int | None, asked: str | None) -> np.ndarray:
         if asked is not None:
             self.switch(asked)
         start = seed if seed is not None else int(self.np_random.integers(2**31))
@@ -113,26 +124,36 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
             asked = str(self.np_random.choice(self.goals))
         observation = self._checked(self.start(start, asked))
         self.switch(self.draw() if asked is None else asked)
-        self.steps = 0
-        return observation, {"goal": self.goal, "success": False}
+        return observation
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step. `terminated`: the goal is achieved; `truncated`: time is up."""
-        observation = self._checked(self.advance(np.clip(action, -1.0, 1.0)))
+        """One step. `terminated`: the goal is achieved; `truncated`: time is up.
+
+        Raises:
+            EnvironmentFault: the simulator failed.
+        """
+        self.guard.step = self.steps + 1
+        observation, reward = self.guard.call(lambda: self._advance(action))
         self.steps += 1
-        success = self.achieved(self.goal)
-        truncated = self.steps >= self.episode_steps
-        return observation, float(success), success, truncated, {"success": success}
+        success, truncated = bool(reward), self.steps >= self.episode_steps
+        return observation, reward, success, truncated, {"success": success}
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float]:
+        observation = self._checked(self.advance(np.clip(action, -1.0, 1.0)))
+        return observation, self.guard.number(self.achieved(self.goal))
+
+    def advice(self) -> np.ndarray | None:
+        """`expert_action`, checked.
+
+        Raises:
+            EnvironmentFault: the expert failed.
+        """
+        self.guard.step = self.steps + 1
+        said = self.guard.call(self.expert_action)
+        if said is None:
+            return None
+        return self.guard.vector(said, self.action_space.shape, "an expert's action")
 
     def _checked(self, observation: np.ndarray) -> np.ndarray:
-        observation = np.asarray(observation, np.float32)
-        if observation.shape != self.observation_space.shape:
-            raise UserError(
-                f"{self.name} gave an observation of shape {observation.shape}; its space is "
-                f"{self.observation_space.shape}."
-            )
-        if not np.isfinite(observation).all():
-            raise UserError(
-                f"{self.name} gave an observation that is not finite (step {self.steps})."
-            )
-        return observation
+        found = np.asarray(observation, np.float32)
+        return self.guard.vector(found, self.observation_space.shape, "an observation")

@@ -3,14 +3,15 @@
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from lmdiff.config import TrainingConfig
-from lmdiff.errors import UserError
+from lmdiff.errors import EnvironmentFault, UserError
 from lmdiff.ranges import check_ranges
 from lmdiff.training.checkpoints import list_checkpoints
 from lmdiff.training.launch import check_world_size, launch_state
@@ -89,6 +90,24 @@ def tell_skipped(config: TrainingConfig, step: int, fault: str, in_a_row: int) -
         )
     if in_a_row == 1:
         warnings.warn(f"Step {step} is skipped: {fault} is not finite.", stacklevel=2)
+
+
+@contextmanager
+def telling_what_is_kept(run_dir: Path) -> Iterator[None]:
+    """A training, in which an environment may fail: own experience, or an evaluation.
+
+    Raises:
+        EnvironmentFault: names the newest checkpoint, and how to go on from it.
+    """
+    try:
+        yield
+    except EnvironmentFault as fault:
+        steps = [step for step, _ in list_checkpoints(run_dir)]
+        kept = (
+            f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was due yet"
+        )
+        way_on = f"{kept}. Mend the environment. {go_on(run_dir)}"
+        raise EnvironmentFault(fault.what, way_on) from fault
 
 
 def go_on(run_dir: Path) -> str:

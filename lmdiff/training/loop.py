@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 from lmdiff.config import TrainingConfig, to_dict
 from lmdiff.disk import telling_of_the_disk
 from lmdiff.errors import UserError
+from lmdiff.training import guards
 from lmdiff.training.callbacks import Evaluate, Event, Watch
 from lmdiff.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from lmdiff.training.guards import check_accelerator, check_config, go_on, open_run, tell_skipped
 from lmdiff.training.interrupts import GracefulStop, stop
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.manifest import write_run
@@ -91,11 +91,11 @@ def train(
         KeyboardInterrupt: Ctrl-C, after a checkpoint; the message names the command that resumes.
         SystemExit: the same for SIGTERM.
     """
-    check_config(config, round_steps)
+    guards.check_config(config, round_steps)
     accelerator = accelerator or make_accelerator()
     config = settled(config, accelerator.device)
-    check_accelerator(config, accelerator)
-    description = open_run(config, run_dir, manifest or {}, accelerator, resume)
+    guards.check_accelerator(config, accelerator)
+    description = guards.open_run(config, run_dir, manifest or {}, accelerator, resume)
     run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
@@ -111,6 +111,7 @@ def train(
             with (
                 tracking(accelerator, config.tracker, run_dir, to_dict(config)),
                 GracefulStop(hidden) as interrupt,
+                guards.telling_what_is_kept(run_dir),
             ):
                 _loop(run, batches, metrics, interrupt, hidden)
     run.ema.copy_to(run.parameters)
@@ -143,7 +144,7 @@ def _loop(
                 run.save(metrics)
             if stopping and whole:
                 bar.close()
-                message = f"Stopped after step {step + 1} of {end}. {go_on(run.run_dir)}"
+                message = f"Stopped after step {step + 1} of {end}. {guards.go_on(run.run_dir)}"
                 stop(stopping, message, shown=run.accelerator.is_main_process)
             last = ended and whole
             if last or run.reports_at(step + 1):
@@ -228,7 +229,7 @@ class _Run:
         if fault:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-            tell_skipped(self.config, progress.step, fault, progress.skipped_in_a_row)
+            guards.tell_skipped(self.config, progress.step, fault, progress.skipped_in_a_row)
         else:
             self.prepared_optimizer.step()
             self.schedule.step()

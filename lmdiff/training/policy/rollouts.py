@@ -24,6 +24,7 @@ from lmdiff.evaluation.policy_language import Told, world_of
 from lmdiff.evaluation.policy_rollout import recent
 from lmdiff.evaluation.sharing import over_ranks
 from lmdiff.policy_config import PolicyAgentConfig
+from lmdiff.tasks.guarded import Guard
 from lmdiff.tasks.world import World
 
 Reward = Callable[[World], float]
@@ -149,17 +150,18 @@ def _execute(
         observation, gained, achieved, late, _ = world.step(done)
         episode.observations.append(observation)
         episode.actions.append(done)
-        episode.rewards.append(gained if reward is None else _checked(reward(world)))
+        episode.rewards.append(gained if reward is None else _valued(reward, world))
         episode.achieved = achieved
         if achieved or late:
             return True
     return False
 
 
-def _checked(value: Any) -> float:
-    if not np.isfinite(value):
-        raise UserError(f"The dense reward gave {value!r}, which is no finite number.")
-    return float(value)
+def _valued(reward: Reward, world: World) -> float:
+    """The dense reward of a state, watched as the world is."""
+    guard = Guard("dense reward", world.guard.seconds)
+    guard.step = world.steps
+    return guard.number(guard.call(lambda: reward(world)))
 
 
 def load_reward(name: str) -> Reward | None:
