@@ -1,5 +1,7 @@
 """A small world for tests: a point on a line that is asked to go left or right."""
 
+import time
+
 import numpy as np
 
 from lmdiff.tasks.world import World
@@ -38,6 +40,30 @@ class Line(World):
 
     def _seen(self):
         return np.array([self.x, 1.0])
+
+
+def _fail(self, action):
+    raise KeyError("joint")
+
+
+def _hang(self, action):
+    time.sleep(60)
+
+
+FAULTS = {
+    "raised KeyError('joint')": _fail,
+    "did not return within 0.5 s": _hang,
+    "returned an observation of shape (3,), not (2,)": lambda self, action: np.zeros(3),
+    "returned an observation that is not finite": lambda self, action: np.array([np.nan, 1.0]),
+}
+"""What errors say -> what is done in place of a step."""
+
+
+def break_line(monkeypatch, said):
+    """From now on every new `Line` has this fault."""
+    monkeypatch.setattr(Line, "advance", FAULTS[said])
+    if FAULTS[said] is _hang:
+        monkeypatch.setattr(Line, "seconds", 0.5)
 
 
 SAYINGS = """

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 
 from lmdiff.errors import UserError
-from lmdiff.tasks.guarded import Guard
+from lmdiff.tasks.guarded import SECONDS, Guard
 
 
 class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
@@ -38,6 +38,8 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
     """Whether the start depends on the seed alone, so that one scene serves several goals."""
     cells: tuple[int, int] = (0, 0)
     """Count and size of the like parts that an observation begins with, such as cells of a view."""
+    seconds: ClassVar[float] = SECONDS
+    """Time limit for one reset or step."""
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
     render_mode = "rgb_array"
 
@@ -58,7 +60,7 @@ class World(gymnasium.Env[np.ndarray, np.ndarray], ABC):
         self.goal = ""
         """What is asked in this episode."""
         self.steps = 0
-        self.guard = Guard(f"world {name}")
+        self.guard = Guard(f"world {name}", self.seconds)
 
     @abstractmethod
     def start(self, seed: int, goal: str | None) -> np.ndarray:

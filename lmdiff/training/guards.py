@@ -103,11 +103,8 @@ def telling_what_is_kept(run_dir: Path) -> Iterator[None]:
         yield
     except EnvironmentFault as fault:
         steps = [step for step, _ in list_checkpoints(run_dir)]
-        kept = (
-            f"The checkpoint of step {steps[-1]} is kept" if steps else "No checkpoint was due yet"
-        )
-        way_on = f"{kept}. Mend the environment. {go_on(run_dir)}"
-        raise EnvironmentFault(fault.what, way_on) from fault
+        kept = f"The checkpoint of step {steps[-1]} is kept." if steps else "No checkpoint was due."
+        raise EnvironmentFault(fault.what, f"{kept} Mend it. {go_on(run_dir)}") from fault
 
 
 def go_on(run_dir: Path) -> str:

@@ -1,11 +1,14 @@
+import multiprocessing
+import sys
+
 import numpy as np
 import pytest
-from line_world import Line
+from line_world import FAULTS, Line, break_line
 
 from lmdiff.data import demonstrations
 from lmdiff.data.demonstrations import demonstrate
 from lmdiff.data.recordings import joined, read_recording
-from lmdiff.errors import UserError
+from lmdiff.errors import EnvironmentFault, UserError
 from lmdiff.policy_config import WorldConfig
 
 
@@ -90,3 +93,22 @@ def test_an_empty_recording_is_refused(monkeypatch):
 def test_no_episodes_are_refused():
     with pytest.raises(UserError, match=r"world\.episodes"):
         demonstrations.load_or_record(WorldConfig(name="line", episodes=0))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork")
+@pytest.mark.parametrize("said", FAULTS)
+def test_a_world_that_fails_leaves_no_recording(monkeypatch, tmp_path, said):
+    break_line(monkeypatch, said)
+    for name in ("make_world", "_made"):
+        monkeypatch.setattr(demonstrations, name, Line)
+    monkeypatch.setattr(demonstrations, "data_folder", lambda: tmp_path)
+    # Processes that are forked have the broken world.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(demonstrations, "get_context", lambda _: fork)
+    with pytest.raises(EnvironmentFault) as raised:
+        demonstrations.load_or_record(WorldConfig(name="line", episodes=2), quiet=True)
+    assert str(raised.value) == (
+        f"The world line {said}, at step 1 of an episode. Nothing was recorded. Mend the world, "
+        "then run the command again."
+    )
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,13 +1,16 @@
 """Environments that raise, hang or return nonsense: an error that says so, before harm is done."""
 
+import copy
 import time
 from typing import Any
 
 import gymnasium
+import line_world
 import numpy as np
 import pytest
+from line_world import Line, break_line
 
-from lmdiff.errors import UserError
+from lmdiff.errors import EnvironmentFault, UserError
 from lmdiff.tasks.guarded import Guarded
 
 
@@ -90,3 +93,37 @@ def test_what_is_right_passes_unchanged():
     assert asked == {"task": 2, "seed": 3}
     assert observation.dtype == np.float32
     assert info == {"goal": 1}
+
+
+@pytest.mark.parametrize("said", line_world.FAULTS)
+def test_faults_of_worlds_are_named(monkeypatch, said):
+    sound = Line.advance
+    break_line(monkeypatch, said)
+    world, broken = Line(), Line.advance
+    for _ in range(2):  # a world that failed begins anew
+        world.reset(seed=0)
+        monkeypatch.setattr(Line, "advance", sound)
+        for _ in range(2):
+            world.step(np.zeros(1))
+        monkeypatch.setattr(Line, "advance", broken)
+        with pytest.raises(EnvironmentFault) as raised:
+            world.step(np.zeros(1))
+        assert str(raised.value).startswith(f"The world line {said}, at step 3 of an episode. ")
+        assert str(copy.copy(raised.value)) == str(raised.value)  # as between processes
+
+
+def test_faults_of_a_judge_an_expert_and_a_start_are_named(monkeypatch):
+    world = Line()
+    world.reset(seed=0)
+    monkeypatch.setattr(Line, "achieved", lambda self, goal: np.nan)
+    with pytest.raises(EnvironmentFault, match="world line returned nan as a reward, at step 1"):
+        world.step(np.zeros(1))
+    monkeypatch.setattr(Line, "expert_action", lambda self: np.array([np.nan]))
+    with pytest.raises(EnvironmentFault, match="an expert's action that is not finite, at step 1"):
+        world.advice()
+    monkeypatch.setattr(Line, "expert_action", lambda self: "left")
+    with pytest.raises(EnvironmentFault, match="returned 'left' as an expert's action"):
+        world.advice()
+    monkeypatch.setattr(Line, "start", lambda self, seed, goal: np.zeros(5))
+    with pytest.raises(EnvironmentFault, match=r"shape \(5,\), not \(2,\), at a reset"):
+        world.reset(seed=0)

@@ -5,12 +5,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from line_world import Line
+from line_world import FAULTS, Line, break_line
 
 from lmdiff.algos.config import AlgorithmConfig, AlgorithmName, NetworkConfig, QCConfig
 from lmdiff.config import TrainingConfig, agent_from_dict
-from lmdiff.errors import GoalNotUnderstood, UserError
-from lmdiff.evaluation import policy_commands
+from lmdiff.errors import EnvironmentFault, GoalNotUnderstood, UserError
+from lmdiff.evaluation import policy_commands, policy_language
 from lmdiff.evaluation.agents import load_policy
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.policy_config import ChunkConfig, PolicyAgentConfig, WorldConfig
@@ -73,6 +73,19 @@ def test_a_goal_is_run_and_filmed(trained, capsys, tmp_path):
     assert film.read_bytes()[:3] == b"GIF"
     with pytest.raises(GoalNotUnderstood):
         policy_commands.run_policy_goal(dataclasses.replace(command, goal="make me a coffee"))
+
+
+@pytest.mark.parametrize("said", FAULTS)
+def test_an_evaluation_names_the_world_that_fails(trained, monkeypatch, said):
+    break_line(monkeypatch, said)
+    policy_language.world_of.cache_clear()
+    with pytest.raises(EnvironmentFault) as raised:
+        policy_commands.evaluate_policy(Eval(str(trained), episodes=2, json=True))
+    policy_language.world_of.cache_clear()
+    assert str(raised.value) == (
+        f"The world line {said}, at step 1 of an episode. Nothing that was saved is lost; mend "
+        "it, then run the command again."
+    )
 
 
 def test_a_saved_policy_acts_as_it_did(trained, line):

@@ -8,14 +8,15 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from line_world import break_line
 
 from lmdiff.algos.config import AlgorithmConfig, CriticConfig, FPOConfig, NetworkConfig, QCConfig
 from lmdiff.config import TrainingConfig
 from lmdiff.data.recordings import read_recording
 from lmdiff.data.replay import Replay
-from lmdiff.errors import UserError
+from lmdiff.errors import EnvironmentFault, UserError
 from lmdiff.evaluation.agents import load_policy
-from lmdiff.evaluation.policy_language import Told
+from lmdiff.evaluation.policy_language import Told, world_of
 from lmdiff.policy_config import ChunkConfig, OnlineConfig, PolicyAgentConfig, WorldConfig
 from lmdiff.training.policy import experience as policy_experience
 from lmdiff.training.policy.agent import train_policy_agent
@@ -165,6 +166,34 @@ def test_a_learned_critic_and_its_target_come_along(line, tmp_path):
         assert torch.allclose(tensor, second.state_dict()[name], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "said", ["did not return within 0.5 s", "returned an observation that is not finite"]
+)
+def test_a_world_that_fails_costs_no_checkpoint(line, tmp_path, monkeypatch, said):
+    settings, run = config("qc", max_steps=8), tmp_path / "run"
+    play = policy_experience.play_round
+    with monkeypatch.context() as broken:
+
+        def playing(*arguments):
+            if (run / "replay").exists():  # in the second round, which begins after step 4
+                world_of.cache_clear()
+                break_line(broken, said)
+            return play(*arguments)
+
+        broken.setattr(policy_experience, "play_round", playing)
+        with pytest.raises(EnvironmentFault) as raised:
+            train_policy_agent(settings, run, quiet=True)
+    world_of.cache_clear()
+    assert str(raised.value) == (
+        f"The world line {said}, at step 1 of an episode. The checkpoint of step 4 is kept. Mend "
+        f"it. Go on with: lmdiff train --resume {run}"
+    )
+    kept = (run / "replay" / "round-00000000.safetensors").read_bytes()
+    train_policy_agent(settings, run, resume=True, quiet=True)
+    assert lines(run)[-1]["step"] == 8
+    assert (run / "replay" / "round-00000000.safetensors").read_bytes() == kept
+
+
 def always(value):
     """A policy that does one thing."""
 
@@ -207,7 +236,7 @@ def test_a_dense_reward_by_name(line):
     for name in ("half_way", "nowhere:at_all", f"{__name__}:nothing"):
         with pytest.raises(UserError, match="module:function"):
             load_reward(name)
-    with pytest.raises(UserError, match="finite"):
+    with pytest.raises(EnvironmentFault, match="dense reward returned nan as a reward, at step 1"):
         play_round(config(), told, always(1.0), 1, lambda world: float("nan"), 0)
 
 
