@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import PeftConfig, PeftModel
@@ -31,15 +32,17 @@ from lmdiff.config import to_dict
 from lmdiff.denoisers.text_loading import prefer_plain_attention
 from lmdiff.denoisers.text_models import TextModelSpec
 from lmdiff.errors import UserError
+from lmdiff.evaluation.sharing import over_ranks
 from lmdiff.pipelines.text_pipeline import TextPipeline
 from lmdiff.pipelines.text_sampling import SamplingSettings
+from lmdiff.text.prompts import Row
 from lmdiff.text.rewards import RewardFunction, check_weights, load_rewards
 from lmdiff.text.rl_config import TextRLConfig
 from lmdiff.training.callbacks import Evaluate, Event
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
-from lmdiff.training.seeds import MASKS, derived_seed
+from lmdiff.training.seeds import EVALUATION, MASKS, derived_seed
 from lmdiff.training.text.rl_logs import Callbacks, CompletionsLog, Signs
 from lmdiff.training.text.rl_module import TextRLBatch, TextRLModule, policy_config
 from lmdiff.training.text.rl_setup import (
@@ -215,22 +218,42 @@ class TextRLTrainer:
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float]:
         """Rewards of the most probable completions (temperature 0) of the evaluation prompts.
 
+        The prompts are shared among ranks, which must all call it and get the same figures.
+
         Raises:
-            UserError: there are no prompts to evaluate on.
+            UserError: there are no prompts to evaluate on, or a reward failed on some rank.
         """
         rows = self.eval_rows if eval_dataset is None else rows_of(eval_dataset)
         if rows is None:
             raise UserError("There is nothing to evaluate on: give eval_dataset=...")
-        sums: dict[str, list[float]] = {}
-        for start in range(0, len(rows), self.args.per_device_train_batch_size):
-            part = rows[start : start + self.args.per_device_train_batch_size]
-            out = self.pipe([row["prompt"] for row in part], **self._sampling(0.0))
-            scores = score_rows(self.rewards, part, out.text, self.args)
-            named = {f"rewards/{name}/mean": v for name, v in scores.by_function.items()}
-            for name, values in {"reward": scores.total, **named}.items():
-                sums.setdefault(name, []).extend(v for v in values if v is not None)
-            sums.setdefault("completions/mean_length", []).extend(map(float, out.lengths.tolist()))
-        return {name: sum(v) / len(v) if v else math.nan for name, v in sums.items()}
+        size = self.args.per_device_train_batch_size
+
+        def run(mine: list[int]) -> list[list[float]]:
+            parts = [mine[first : first + size] for first in range(0, len(mine), size)]
+            return [figures for part in parts for figures in self._judged(rows, part)]
+
+        table = over_ranks(len(rows), run)
+        rewards = [f"rewards/{name}/mean" for name in self.rewards]
+        found: dict[str, float] = {}
+        names = ["reward", *rewards, "completions/mean_length"]
+        for name, column in zip(names, table.T, strict=True):
+            known = column[~np.isnan(column)]
+            found[name] = float(known.mean()) if len(known) else math.nan
+        return found
+
+    def _judged(self, rows: Sequence[Row], numbers: Sequence[int]) -> list[list[float]]:
+        """Of some rows: the reward, each function's (NaN where there is none), the length."""
+        part = [rows[number] for number in numbers]
+        seeds = [derived_seed(self.args.seed, n, stream=EVALUATION) for n in numbers]
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        prompts = [row["prompt"] for row in part]
+        out = self.pipe(prompts, generator=noise, **self._sampling(0.0))
+        scores = score_rows(self.rewards, part, out.text, self.args)
+        rewards = [scores.total, *(scores.by_function[name] for name in self.rewards)]
+        return [
+            [*(math.nan if value is None else value for value in values), float(length)]
+            for *values, length in zip(*rewards, out.lengths.tolist(), strict=True)
+        ]
 
     def save_model(self, output_dir: str | Path) -> None:
         """Save the pipeline, whole (adapters are merged); also the adapters alone, in `adapter`."""
