@@ -72,9 +72,10 @@ def test_there_are_as_many_ranks_as_were_started(folder):
     assert [report["processes"] for report in reports(folder, "three_ranks")] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("name", ["frozen", "lora", "policy", "sft", "text_rl", "toy"])
+@pytest.mark.parametrize("name", ["frozen", "lora", "policy", "critic", "sft", "text_rl", "toy"])
 def test_two_ranks_are_one_rank_with_the_doubled_batch(folder, name):
-    """After 20 steps: planner and goal prior, frozen and LoRA; text; a toy with dropout."""
+    """After 20 steps: planner and goal prior, frozen and LoRA; policies by imitation and with a
+    critic (FQL) and its slow copy; text; a toy with dropout."""
     assert_close(folder / name, folder / f"{name}-one")
     two, one = (read_metrics(folder / run / "metrics.jsonl") for run in (name, f"{name}-one"))
     for line, other in zip(two, one, strict=True):
@@ -87,7 +88,10 @@ def test_other_noise_would_be_another_run(folder):
         assert_close(folder / "toy", folder / "noise")
 
 
-@pytest.mark.parametrize("name", ["frozen", "lora", "policy", "sft", "text_rl", "toy", "skipped"])
+KINDS = ("frozen", "lora", "policy", "critic", "idql", "fpo", "sft", "text_rl", "toy", "skipped")
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_ranks_have_equal_parameters(folder, name):
     for report in reports(folder, "two_ranks"):
         assert report[f"spread_{name}"] == 0
@@ -115,6 +119,34 @@ def test_episodes_are_shared_and_every_result_is_known_to_all(folder):
         assert report["shared_1"] == [[0, 0]]
         assert report["shared_0"] == []
     assert first["noise_seed"] == 5 != second["noise_seed"]
+
+
+@pytest.mark.parametrize("name", ["idql", "fpo"])
+def test_ranks_live_their_own_episodes_and_all_learn_from_all_of_them(folder, name):
+    """Two ranks explore otherwise than one (the noise of a roll-out is its rank's), so that they
+    cannot be the same run. What must hold: each rank plays with noise of its own, both have all
+    episodes of both, and, by batches that differ, come to equal parameters (above): a loss that
+    went past the prepared module would let them drift apart.
+    """
+    first, second = reports(folder, "two_ranks")
+    assert not set(first[f"drawn_{name}"]) & set(second[f"drawn_{name}"])
+    assert first[f"lived_{name}"] == second[f"lived_{name}"]
+    steps = first[f"environment_steps_{name}"]
+    assert steps == second[f"environment_steps_{name}"] >= 2 * 5
+    assert read_metrics(folder / name / "metrics.jsonl")[-1]["step"] == 20
+
+
+def test_an_evaluation_of_text_is_shared_and_has_the_same_figures_on_any_number_of_ranks(folder):
+    (figures, first), (others, second) = (r["evaluated"] for r in reports(folder, "two_ranks"))
+    alone, count = reports(folder, "one_rank")[0]["evaluated"]
+    assert (first, second, count) == (4, 3, 7)
+    assert figures == others == pytest.approx(alone)
+    assert set(figures) == {
+        "reward",
+        "rewards/counted/mean",
+        "rewards/sometimes/mean",
+        "completions/mean_length",
+    }
 
 
 def test_prompts_are_shared_and_answered_alike_on_any_number_of_ranks(folder):
