@@ -25,15 +25,8 @@ from pathlib import Path
 
 import torch
 from line_world import Line
-from rank_program import (
-    ONLINE,
-    agent_config,
-    imitation_batch,
-    imitation_module,
-    line_sayings,
-    policy_config,
-    record_line,
-)
+from rank_policies import ONLINE, line_sayings, policy_config, record_line
+from rank_program import agent_config, imitation_batch, imitation_module
 from safetensors.torch import load_file
 from training_toy import Toy, batches, make_config
 
@@ -234,7 +227,7 @@ def attempt(
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same checkpoint, agent and replay, bit for bit, and metrics."""
+    """Whether two runs ended alike, bit for bit: checkpoint, agent, replay, and metrics."""
     first, second = latest_checkpoint(one), latest_checkpoint(other)
     if first is None or second is None or (first.step, first.state) != (second.step, second.state):
         return False
@@ -248,11 +241,7 @@ def same(one: Path, other: Path) -> bool:
         for path in (one / "metrics.jsonl", other / "metrics.jsonl")
     ]
     files = [
-        [
-            file
-            for part in ("agent", "replay")
-            for file in sorted((path / part).rglob("*.safetensors"))
-        ]
+        [*sorted(path.glob("agent/**/*.safetensors")), *sorted(path.glob("replay/*.safetensors"))]
         for path in (one, other)
     ]
     equal &= len(files[0]) == len(files[1])
