@@ -168,10 +168,10 @@ def evaluated(accelerator):
 
     def counted(prompts, completions, **columns):
         answered.extend(prompts)
-        return threes(prompts, completions)
+        return [text.count("0") / 16 for text in prompts]
 
     def sometimes(prompts, completions, **columns):
-        return [None if text.startswith("3") else 1.0 for text in completions]
+        return [None if text.startswith("0") else text.count("1") / 4 for text in prompts]
 
     args = TextRLConfig(
         output_dir="nowhere",
