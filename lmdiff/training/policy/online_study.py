@@ -45,7 +45,7 @@ class Study:
     agents: tuple[str, ...] = ("metaworld-push-self", "metaworld-push-fpo")
     """Recipes that go on from it."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of recordings, trainings and starts of episodes."""
+    """Of trainings, own experience and starts of episodes; the recording is the same for all."""
     episodes: int = 100
     """Episodes of each measurement."""
     runs: Path = Path("runs/online")
@@ -69,11 +69,7 @@ class Study:
         base = load_agent(agent)
         if not isinstance(base, PolicyAgentConfig):
             raise UserError(f"{agent} is no policy: study agents of kind policy.")
-        config = replace(
-            base,
-            world=replace(base.world, data_seed=seed),
-            training=replace(base.training, seed=seed),
-        )
+        config = replace(base, training=replace(base.training, seed=seed))
         run_dir = self.runs / f"{agent}-{seed}"
         if not (run_dir / "agent" / "model_index.json").is_file():
             init = None if start is None else start / "agent"
