@@ -25,13 +25,15 @@ from pathlib import Path
 
 import torch
 from line_world import Line
-from rank_policies import line_sayings, policy_config, record_line
+from rank_policies import ONLINE, line_sayings, policy_config, record_line
 from rank_program import agent_config, imitation_batch, imitation_module
 from safetensors.torch import load_file
 from training_toy import Toy, batches, make_config
 
+from lmdiff.algos.config import AlgorithmName
 from lmdiff.config import load_agent, load_control_agent
 from lmdiff.pipelines.text_agents import make_text_model, save_text_agent
+from lmdiff.policy_config import OnlineConfig
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import make_task
 from lmdiff.training import checkpoints
@@ -106,10 +108,26 @@ def pointmaze(run_dir: Path, resume: bool) -> None:
 
 def policy(run_dir: Path, resume: bool) -> None:
     """A policy over action chunks: behaviour cloning, in a world of one line."""
+    _policy("bc", OnlineConfig(), run_dir, resume)
+
+
+def critic(run_dir: Path, resume: bool) -> None:
+    """The same with a critic and its slow copy: FQL."""
+    _policy("fql", OnlineConfig(), run_dir, resume)
+
+
+def online(run_dir: Path, resume: bool) -> None:
+    """The same from own episodes, which a replay buffer keeps: IDQL. Rounds are of four steps; one
+    that was interrupted is played again from its beginning."""
+    _policy("idql", replace(ONLINE, updates_per_round=4), run_dir, resume)
+
+
+def _policy(algorithm: AlgorithmName, own: OnlineConfig, run_dir: Path, resume: bool) -> None:
     policy_agent.load_or_record = record_line
     policy_agent.make_world = Line
     policy_agent.load_sayings = lambda _: line_sayings(run_dir.parent)
-    config = policy_config(max_steps=STEPS, checkpoint_every=2, log_every=3, batch_size=8)
+    budget = {"max_steps": STEPS, "checkpoint_every": 2, "log_every": 3, "batch_size": 8}
+    config = policy_config(algorithm, own, **budget)
     policy_agent.train_policy_agent(config, run_dir, resume=resume, quiet=True)
 
 
@@ -144,7 +162,8 @@ def _text_agent(name: str) -> TextAgentConfig:
 
 Kind = Callable[[Path, bool], None]
 KINDS: dict[str, Kind] = {
-    kind.__name__: kind for kind in (toy, imitation, lora, pointmaze, policy, sft, text_rl)
+    kind.__name__: kind
+    for kind in (toy, imitation, lora, pointmaze, policy, critic, online, sft, text_rl)
 }
 
 
@@ -208,7 +227,7 @@ def attempt(
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same checkpoint and agent, bit for bit, and metrics."""
+    """Whether two runs ended alike, bit for bit: checkpoint, agent, replay, and metrics."""
     first, second = latest_checkpoint(one), latest_checkpoint(other)
     if first is None or second is None or (first.step, first.state) != (second.step, second.state):
         return False
@@ -221,9 +240,12 @@ def same(one: Path, other: Path) -> bool:
         [{k: v for k, v in line.items() if k != "steps_per_second"} for line in read_metrics(path)]
         for path in (one / "metrics.jsonl", other / "metrics.jsonl")
     ]
-    agents = [sorted((path / "agent").rglob("*.safetensors")) for path in (one, other)]
-    equal &= len(agents[0]) == len(agents[1])
-    for mine, its in zip(*agents, strict=False):
+    files = [
+        [*sorted(path.glob("agent/**/*.safetensors")), *sorted(path.glob("replay/*.safetensors"))]
+        for path in (one, other)
+    ]
+    equal &= len(files[0]) == len(files[1])
+    for mine, its in zip(*files, strict=False):
         weights, others = load_file(mine), load_file(its)
         equal &= all(torch.equal(weights[name], others[name]) for name in weights)
     return equal and lines[0] == lines[1]

@@ -57,4 +57,4 @@ def test_killed_agents_end_as_uninterrupted_ones(tmp_path):
 @pytest.mark.timeout(1800)
 def test_every_kind_of_training_survives(tmp_path):
     pytest.importorskip("ogbench")
-    check(run(tmp_path, 8, "lora", "pointmaze", "policy", "sft"), 8)
+    check(run(tmp_path, 8, "lora", "pointmaze", "policy", "critic", "online", "sft"), 8)
