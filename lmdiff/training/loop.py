@@ -30,7 +30,7 @@ from lmdiff.training.launch import make_accelerator
 from lmdiff.training.manifest import write_run
 from lmdiff.training.metrics import Averages, MetricsFile
 from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
-from lmdiff.training.precision import settled
+from lmdiff.training.precision import fast_fp32, settled
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
 from lmdiff.training.state import (
@@ -201,7 +201,7 @@ class _Run:
             seed_global(seed, shard)
             generator = noise_generator(seed, shard, device=device)
             batch = send_to_device(batches(micro), device)
-            with self.accelerator.accumulate(self.model):
+            with self.accelerator.accumulate(self.model), fast_fp32(device):
                 with self._autocast():
                     out = self.forward(batch, generator)
                 self.accelerator.backward(out["loss"])

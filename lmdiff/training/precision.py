@@ -1,6 +1,11 @@
-"""Whether to compute in bf16: `auto` takes it where the processor has instructions for it."""
+"""Whether to compute in bf16: `auto` takes it where the processor has instructions for it.
+
+And where fp32 is computed: by the faster of the two libraries that torch has for it on a CPU.
+"""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,3 +24,23 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def fast_fp32(device: torch.device) -> Iterator[None]:
+    """Inside, fp32 products of matrices by oneDNN, on CPUs with AVX-512 and bf16 but without AMX.
+
+    torch takes MKL for them, which does not use AVX-512 on AMD's processors: on an EPYC, 256 rows
+    times 512 x 512 took 1.45 ms, and 0.73 ms by oneDNN. The switch to oneDNN is called `medium` and
+    allows it to round to bf16. It does so with AMX only; else it computes in fp32, in another order
+    of the sum. For single rows MKL is faster, so acting is left alone.
+    """
+    if device.type != "cpu" or not fast_bf16(device) or torch.cpu._is_amx_tile_supported():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
