@@ -40,6 +40,8 @@ class ActionDenoiser(nn.Module):
         self.process: Process = make_process(config["process"], config["prediction"])
         self.chunk: tuple[int, int] = config["horizon"], config["action_size"]
         self.levels: int = config["levels"]
+        # Made once: making one takes as long as evaluating a small network.
+        self._scheduler: Any = self.scheduler()
 
     def draw_noise(
         self, x: Tensor, generator: torch.Generator, counted: Tensor | None = None
@@ -90,7 +92,7 @@ class ActionDenoiser(nn.Module):
         Gradients flow (through all steps) where they are enabled.
         """
         batch, device = len(condition.goal), condition.observation.device
-        scheduler = scheduler if scheduler is not None else self.scheduler()
+        scheduler = scheduler if scheduler is not None else self._scheduler
         if noise is None:
             where = generator.device if generator is not None else device
             noise = torch.randn(batch, *self.chunk, generator=generator, device=where).to(device)

@@ -32,8 +32,6 @@ class FlowMap(ActionDenoiser):
 
     def __init__(self, network: PolicyNetwork):
         super().__init__(network)
-        # Made once: making one takes as long as evaluating a small network.
-        self._scheduler: Any = FlowMapEulerDiscreteScheduler(TRAIN_TIMESTEPS)
         if network.config["process"] != "flow":
             raise UserError(
                 "A flow map (algorithm gtp) follows a flow: set network.process = 'flow'."

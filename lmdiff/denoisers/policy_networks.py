@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lmdiff.denoisers.network import waves
 from lmdiff.denoisers.situation import CellReader, GoalReader, Situation
+from lmdiff.goals.encoder import GoalTokens
 
 _LEVEL_OCTAVES = 4
 
@@ -141,11 +142,13 @@ class PolicyTransformer(ModelMixin, ConfigMixin):
         """Tokens of the history [B, history, width]; of the words [B, 1 + L, width]; their mask."""
         history = self.config["history"]
         seen = self.see(situation.observation.unflatten(1, (history, -1)))
-        words = self.words_embed(self.words_norm(situation.words.states))
-        nothing = self.nothing.expand(len(words), 1, -1)
-        words = torch.cat([nothing, words], 1)[situation.goal]
+        words = situation.read(self, self._embed_words)[situation.goal]
         mask = nn.functional.pad(situation.words.mask, (1, 0), value=True)[situation.goal]
         return seen + self.position[:history], words, mask
+
+    def _embed_words(self, goals: GoalTokens) -> Tensor:
+        words = self.words_embed(self.words_norm(goals.states))
+        return torch.cat([self.nothing.expand(len(words), 1, -1), words], 1)
 
     def forward(self, sample: Tensor, level: Tensor, context: Any) -> Tensor:
         """Prediction [B, horizon, action] for chunks `sample` at `level` [B, levels]."""

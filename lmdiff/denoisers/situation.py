@@ -1,5 +1,6 @@
 """What a policy sees: observations, and goals in words. The condition of an action denoiser."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,16 @@ class Situation(NamedTuple):
     """Token states [U + 1, L, W] of U goals; the last row is no goal: it has no token."""
     goal: Tensor
     """[B] which of them; U: none."""
+    readings: dict[nn.Module, Tensor] | None = None
+    """What networks made of the words, kept for as long as their weights stay; None: not kept."""
+
+    def read(self, reader: nn.Module, make: Callable[[GoalTokens], Tensor]) -> Tensor:
+        """`make(words)`, by `reader`'s weights; once for all calls where readings are kept."""
+        if self.readings is None:
+            return make(self.words)
+        if reader not in self.readings:
+            self.readings[reader] = make(self.words)
+        return self.readings[reader]
 
     def hidden(self, where: Tensor) -> "Situation":
         """The same without the goals of rows `where` [B] (for classifier-free guidance)."""
@@ -60,7 +71,11 @@ class GoalReader(nn.Module):
 
     def forward(self, situation: Situation) -> Tensor:
         """Vectors [B, width] of the situations' goals."""
-        words, mask = situation.words
+        return situation.read(self, self.pool)[situation.goal]
+
+    def pool(self, goals: GoalTokens) -> Tensor:
+        """Vectors [U, width] of U goals."""
+        words, mask = goals
         rows, heads = len(mask), len(self.query)
         keys, values = (
             part.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -73,7 +88,7 @@ class GoalReader(nn.Module):
             torch.cat([nothing[1], values], 2),
             attn_mask=nn.functional.pad(mask, (1, 0), value=True)[:, None, None],
         )
-        return self.out(read.flatten(1))[situation.goal]
+        return self.out(read.flatten(1))
 
 
 class CellReader(nn.Module):

@@ -1,7 +1,8 @@
 """`lmdiff bench policy-step` and `policy-action`: times of learning and of acting, on one thread.
 
 A training step is loss, backward, Adam and targets, on a batch that lies in memory; an action is
-one chunk for one situation whose goal is encoded. CPU time is shown beside wall time, as it is the
+a call of the pipeline as a control loop makes it: a raw observation goes in, a chunk comes out, and
+the goal was encoded, and read, before. CPU time is shown beside wall time, as it is the
 same on a busy machine. Peer: the formulas of Diffusion-QL (Wang et al., arXiv:2208.06193) in
 networks of the same width, with its five denoising steps through which the critic's gradient goes.
 """
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,11 @@ from lmdiff.algos.config import AlgorithmConfig, CriticConfig, NetworkConfig, QC
 from lmdiff.algos.critics import Target
 from lmdiff.algos.policies import Algorithm, Sizes, make_algorithm
 from lmdiff.algos.transitions import Transitions
+from lmdiff.data.normalizer import Normalizer
 from lmdiff.denoisers.situation import Situation, with_nothing
 from lmdiff.evaluation.bench_text import Table, in_turn, quartiles
 from lmdiff.goals.encoder import GoalTokens
+from lmdiff.pipelines.policy_pipeline import PolicyPipeline
 
 COLUMNS = {
     "method": "method",
@@ -99,18 +103,15 @@ def policy_step(repeats: int, scale: Scale | None = None) -> Table:
 def policy_action(repeats: int, scale: Scale | None = None) -> Table:
     """One chunk for one situation, by the number of network evaluations."""
     size = scale or Scale()
-    now = size.situations(1)
-    actors = {name: size.algorithm(name).actor for name in ("bc", "gtp", "fql")}
+    goal = size.situations(1)._replace(readings={})  # as `encode_goal` gives it
+    observation = np.zeros((1, size.sizes.observation), np.float32)
+    pipes = {name: _pipeline(size, name) for name in ("bc", "gtp", "fql")}
     ways = [("flow", "bc", steps) for steps in (10, 5, 2, 1)]
     ways += [("flow map", "gtp", steps) for steps in (4, 2, 1)]
     ways += [("one-step student", "fql", 1)]
 
     def act(name: str, steps: int) -> Callable[[], object]:
-        @torch.inference_mode()
-        def run() -> Tensor:
-            return actors[name].sample(now, num_inference_steps=steps)
-
-        return run
+        return lambda: pipes[name](goal, observation=observation, num_inference_steps=steps)
 
     runs = {(shown, steps): act(name, steps) for shown, name, steps in ways}
     rows = _rows(runs, repeats, size.width)
@@ -118,6 +119,14 @@ def policy_action(repeats: int, scale: Scale | None = None) -> Table:
         row["method"], row["evaluations"] = row["method"]
     title = f"One action chunk, batch 1, observation {size.sizes.observation}, one thread"
     return title, COLUMNS | {"ratio": "against 10 steps of the flow"}, rows
+
+
+def _pipeline(size: Scale, name: str) -> PolicyPipeline:
+    """An untrained policy. Its goals come encoded, so it has no language model."""
+    actor, sizes = size.algorithm(name).actor, size.sizes
+    normalizer = Normalizer([0.0] * sizes.observation, [1.0] * sizes.observation)
+    nobody: Any = None
+    return PolicyPipeline(actor.network, normalizer, nobody, actor.scheduler())
 
 
 def _rows(runs: dict[Any, Callable[[], object]], repeats: int, width: int) -> list[dict[str, Any]]:

@@ -106,16 +106,19 @@ class PolicyPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_goal(self, goals: Sequence[str]) -> Situation:
-        """B goals, encoded once for many calls; an empty string is no goal."""
+        """B goals, encoded once for many calls; an empty string is no goal.
+
+        What the networks make of the words is kept with them: encode anew where weights changed.
+        """
         texts = list(dict.fromkeys(goal for goal in goals if goal))
         words = self.goal_encoder(texts) if texts else GoalTokens(*self.goal_encoder.null(1))
         index = {text: number for number, text in enumerate(texts)}
         nothing = len(words.mask)
         which = torch.tensor([index.get(goal, nothing) for goal in goals], device=self.device)
         nobody = torch.zeros(len(goals), 0, device=self.device)
-        return Situation(nobody, with_nothing(words), which)
+        return Situation(nobody, with_nothing(words), which, readings={})
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(
         self,
         goal: str | Sequence[str] | Situation,
