@@ -5,6 +5,8 @@ a call of the pipeline as a control loop makes it: a raw observation goes in, a 
 the goal was encoded, and read, before. CPU time is shown beside wall time, as it is the
 same on a busy machine. Peer: the formulas of Diffusion-QL (Wang et al., arXiv:2208.06193) in
 networks of the same width, with its five denoising steps through which the critic's gradient goes.
+Ours multiply in fp32 as in training (training/precision.py); the peer is timed with torch's own
+products, and once more with those.
 """
 
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from lmdiff.denoisers.situation import Situation, with_nothing
 from lmdiff.evaluation.bench_text import Table, in_turn, quartiles
 from lmdiff.goals.encoder import GoalTokens
 from lmdiff.pipelines.policy_pipeline import PolicyPipeline
+from lmdiff.training.precision import fast_fp32
 
 COLUMNS = {
     "method": "method",
@@ -34,6 +37,7 @@ COLUMNS = {
     "ratio": "against the peer",
 }
 _PEER = "Diffusion-QL, 5 steps (peer's formulas)"
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def policy_step(repeats: int, scale: Scale | None = None) -> Table:
     for size in (scale,) if scale else (Scale(width=256, layers=3), Scale()):
         runs = {
             _PEER: _peer_step(size),
+            _PEER + ", our products": _with_our_products(_peer_step(size)),
             "bc": _step(size, size.algorithm("bc")),
             "awr": _step(size, size.algorithm("awr")),
             "idql": _step(size, size.algorithm("idql")),
@@ -154,7 +159,15 @@ def _step(size: Scale, algorithm: Algorithm) -> Callable[[], object]:
         optimizer.zero_grad()
         algorithm.after_step()
 
-    return step
+    return _with_our_products(step)
+
+
+def _with_our_products(step: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        with fast_fp32(_CPU):
+            step()
+
+    return run
 
 
 def _peer_step(size: Scale, steps: int = 5) -> Callable[[], object]:

@@ -2,12 +2,14 @@
 
 The reference computes what d1 and ESPO compute (mean field, arXiv:2504.12216; complementary masks,
 ICLR 2026) as they do: the logits of every place, all copies in one graph. Both run in turn in one
-process, on one thread, on the same masks; their losses are compared before they are timed.
+process, on one thread, on the same masks; their losses are compared before they are timed. They
+are timed as torch computes fp32 by itself, and as lmdiff trains: fp32 by oneDNN, or bf16 with
+attention of single operations. The peers' way is timed so as well.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,8 +26,11 @@ from lmdiff.denoisers.masked_text import MaskedTextDenoiser, TextBatch
 from lmdiff.denoisers.text_models import bert_model, bert_spec
 from lmdiff.denoisers.text_noise import TextDraw
 from lmdiff.errors import UserError
+from lmdiff.training.precision import fast_fp32
 
 PAD, MASK = 0, 1
+PRECISIONS = ("fp32", "fp32, our products", "bf16, plain attention")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def text_step(repeats: int, size: Size | None = None) -> Table:
             raise UserError(f"{method}: the gradients differ by {difference:.1e} of their norm.")
         runs = {
             (way, precision): _step(model, loss, precision)
-            for precision in ("fp32", "bf16")
+            for precision in PRECISIONS
             for way, loss in losses.items()
         }
         timed = in_turn(list(runs.values()), repeats)
@@ -192,18 +197,18 @@ def text_step(repeats: int, size: Size | None = None) -> Table:
     return title, COLUMNS, rows
 
 
-def _autocast(precision: str) -> AbstractContextManager:
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def _step(
     model: BertForMaskedLM, loss: Callable[[], Tensor], precision: str
 ) -> Callable[[], object]:
+    bf16, ours = precision == PRECISIONS[2], precision == PRECISIONS[1]
+
     def run() -> None:
         model.zero_grad(set_to_none=True)
-        with _autocast(precision):
-            value = loss()
-        value.backward()
+        model.set_attn_implementation("eager" if bf16 else "sdpa")
+        with fast_fp32(_CPU) if ours else nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                value = loss()
+            value.backward()
 
     return run
 

