@@ -42,7 +42,7 @@ def trained(line, tmp_path_factory):
 
 def test_a_policy_learns_what_words_ask_and_is_measured(trained, capsys, tmp_path):
     output = tmp_path / "rows.json"
-    command = Eval(str(trained), episodes=20, json=True, steps="1,4", output=output)
+    command = Eval(str(trained), episodes=20, json=True, steps="1,10", output=output)
     assert policy_commands.evaluate_policy(command) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     language = report["language"]
@@ -50,12 +50,12 @@ def test_a_policy_learns_what_words_ask_and_is_measured(trained, capsys, tmp_pat
     assert language["swap"]["does_told"]["mean"] >= 0.9
     assert language["swap"]["does_other"]["mean"] <= 0.1
     assert language["other_words"]["mean"] <= 0.1
-    assert [row["steps"] for row in report["few_steps"]] == [1, 4]
+    assert [row["steps"] for row in report["few_steps"]] == [1, 10]
     assert report["few_steps"][1]["success"]["mean"] >= 0.9
     assert report["few_steps"][0]["milliseconds"] < report["few_steps"][1]["milliseconds"]
     assert (trained / "few-steps.png").read_bytes()[1:4] == b"PNG"
     beside = json.loads((tmp_path / "rows-steps.json").read_text())["rows"]
-    assert [row["steps"] for row in beside] == [1, 4]
+    assert [row["steps"] for row in beside] == [1, 10]
     row = json.loads(output.read_text())["rows"][0]
     assert row["agent"] == "line"
     assert row["swap_does_told"] == language["swap"]["does_told"]
