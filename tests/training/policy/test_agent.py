@@ -155,8 +155,8 @@ def test_word_dropout_hides_tokens_in_training_only(line):
 
 @pytest.mark.parametrize("name", get_args(AlgorithmName))
 def test_every_algorithm_trains_is_saved_and_acts(line, tmp_path, name):
-    if name in ("fpo", "dppo"):
-        pytest.skip("they learn online: test_policy_online.py")
+    if name in ("sdac", "fpo", "dppo"):
+        pytest.skip("they learn online: test_online.py")
     base = config(max_steps=2)
     qc = QCConfig(target_candidates=2, flow_steps=2)
     learning = dataclasses.replace(base.algorithm, name=name, qc=qc)
