@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ def train(
     evaluate: Evaluate | None = None,
     watch: Watch | None = None,
     round_steps: int = 1,
+    onednn: bool = False,
     manifest: Mapping[str, Any] | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -78,6 +80,8 @@ def train(
             for a step, on every rank alike, the run ends there, with a checkpoint.
         round_steps: steps that share something which a checkpoint does not hold, such as roll-outs.
             Checkpoints are written, and runs stopped, only after a whole round.
+        onednn: whether fp32 products of matrices go to oneDNN where that is faster (precision.py):
+            for large ones. Attention over the few tokens of a plan takes it three times as long.
         manifest: what else run.json should tell (plain JSON).
         resume: go on from the newest whole checkpoint. A finished run is left alone.
         quiet: no progress bar.
@@ -96,7 +100,7 @@ def train(
     config = settled(config, accelerator.device)
     guards.check_accelerator(config, accelerator)
     description = guards.open_run(config, run_dir, manifest or {}, accelerator, resume)
-    run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps)
+    run = _Run(config, module, accelerator, run_dir, evaluate, watch, round_steps, onednn)
     checkpoint = latest_checkpoint(run_dir) if resume else None
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -165,10 +169,12 @@ class _Run:
         evaluate: Evaluate | None,
         watch: Watch | None,
         round_steps: int,
+        onednn: bool,
     ) -> None:
         self.config, self.module, self.accelerator = config, module, accelerator
         self.run_dir, self.evaluate = run_dir, evaluate
         self.watch, self.round_steps = watch, round_steps
+        self.onednn = onednn and config.mixed_precision == "no"
         module.to(accelerator.device)
         self.parameters = list(trainable_parameters(module).values())
         if not self.parameters:
@@ -201,7 +207,8 @@ class _Run:
             seed_global(seed, shard)
             generator = noise_generator(seed, shard, device=device)
             batch = send_to_device(batches(micro), device)
-            with self.accelerator.accumulate(self.model), fast_fp32(device):
+            products = fast_fp32(device) if self.onednn else nullcontext()
+            with self.accelerator.accumulate(self.model), products:
                 with self._autocast():
                     out = self.forward(batch, generator)
                 self.accelerator.backward(out["loss"])

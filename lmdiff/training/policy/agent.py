@@ -121,6 +121,7 @@ def train_policy_agent(
             "init": None if init is None else str(init.resolve()),
         },
         resume=resume,
+        onednn=config.algorithm.network.kind == "mlp",
         quiet=quiet,
     )
     if accelerator.is_main_process:

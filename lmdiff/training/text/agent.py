@@ -106,6 +106,7 @@ def train_sft(
         watch=stopping_at(config),
         manifest=manifest_of(config, init),
         resume=resume,
+        onednn=True,
         quiet=quiet,
     )
     if accelerator.is_main_process:

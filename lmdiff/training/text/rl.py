@@ -175,6 +175,7 @@ class TextRLTrainer:
             round_steps=self.args.num_iterations,
             manifest=self.manifest,
             resume=bool(resume_from_checkpoint),
+            onednn=True,
             quiet=quiet,
         )
         self.callbacks.tell("on_train_end", self.callbacks.state.global_step)
