@@ -105,10 +105,13 @@ def test_every_number_of_a_recipe_has_a_range(cls: type) -> None:
 def test_an_absurd_number_is_refused_by_the_command_line(
     agent: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for trains in ("agent.train_agent", "text_agent.train_text_agent"):
-        monkeypatch.setattr(f"lmdiff.training.{trains}", lambda *_, **__: pytest.fail(name))
-    trains = "lmdiff.training.policy.agent.train_policy_agent"
-    monkeypatch.setattr(trains, lambda *_, **__: pytest.fail(name))
+    trainers = (
+        "agent.train_agent",
+        "text.agent.train_text_agent",
+        "policy.agent.train_policy_agent",
+    )
+    for trainer in trainers:
+        monkeypatch.setattr(f"lmdiff.training.{trainer}", lambda *_, **__: pytest.fail(name))
     hint, _ = numbers(AGENTS[agent])[name]
     absurd = "nan" if name == "rl.reward_weights" else "-1"
     option = "--" + {"imitation.roles": "imitation.roles.planner"}.get(name, name)
