@@ -53,7 +53,7 @@ def test_accelerate_launch_knows_our_flags():
 
 
 def test_accelerator_has_what_the_loop_uses():
-    """lmdiff/training/loop.py, which counts accumulated batches anew by `accelerator.step`."""
+    """lmdiff/training/run.py, which counts accumulated batches anew by `accelerator.step`."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     accelerator.step = 0
     module = accelerator.prepare_model(nn.Linear(1, 1))
@@ -68,7 +68,7 @@ def test_accelerator_has_what_the_loop_uses():
 
 
 def test_an_optimizer_steps_only_when_gradients_are_synced():
-    """lmdiff/training/loop.py steps the prepared optimizer once, after the last micro-batch."""
+    """lmdiff/training/run.py steps the prepared optimizer once, after the last micro-batch."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     accelerator.step = 0
     module = accelerator.prepare_model(nn.Linear(1, 1))

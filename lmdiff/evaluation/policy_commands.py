@@ -44,7 +44,7 @@ def run_policy_goal(command: "Run") -> int:
     frames: list[np.ndarray] = []
 
     def film(_: PolicyEpisode) -> None:
-        frames.append(world.render())  # pyright: ignore[reportArgumentType]
+        frames.append(world.guard.call(world.render))
 
     run_policy(pipe, [episode], sampling, generator, film if command.video else None)
     video = None
@@ -92,7 +92,7 @@ def _start(world: World, goal: str, seed: int) -> int:
         return seed
     for start in range(seed, seed + 500):
         world.reset(seed=start)
-        if goal in world.possible():
+        if goal in world.guard.call(world.possible):
             return start
     raise UserError(f"No start was found in which {goal!r} makes sense; try another --seed.")
 

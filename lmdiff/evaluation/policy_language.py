@@ -134,7 +134,7 @@ def _start(rng: np.random.Generator, training: bool) -> int:
 
 def _possible(world: World, start: int) -> tuple[str, ...]:
     world.reset(seed=start)
-    return world.possible() or world.goals
+    return world.guard.call(world.possible) or world.goals
 
 
 def policy_report(

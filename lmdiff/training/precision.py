@@ -30,10 +30,10 @@ def fast_bf16(device: torch.device) -> bool:
 def fast_fp32(device: torch.device) -> Iterator[None]:
     """Inside, fp32 products of matrices by oneDNN, on CPUs with AVX-512 and bf16 but without AMX.
 
-    torch takes MKL for them, which does not use AVX-512 on AMD's processors: on an EPYC, 256 rows
-    times 512 x 512 took 1.45 ms, and 0.73 ms by oneDNN. The switch to oneDNN is called `medium` and
-    allows it to round to bf16. It does so with AMX only; else it computes in fp32, in another order
-    of the sum. For single rows MKL is faster, so acting is left alone.
+    torch takes MKL for them, which does not use AVX-512 on AMD's processors (`lmdiff bench
+    policy-step` and `text-step` time both). The switch to oneDNN is called `medium` and allows it
+    to round to bf16. It does so with AMX only; else it computes in fp32, in another order of the
+    sum. Acting, of single rows, is left alone.
     """
     if device.type != "cpu" or not fast_bf16(device) or torch.cpu._is_amx_tile_supported():
         yield

@@ -13,7 +13,7 @@ from torch import nn
 from training_toy import Toy, batches, make_config
 
 from lmdiff.errors import UserError
-from lmdiff.training import loop
+from lmdiff.training import run as run_module
 from lmdiff.training.checkpoints import latest_checkpoint, list_checkpoints, load_checkpoint
 from lmdiff.training.loop import train
 from lmdiff.training.metrics import read_metrics
@@ -360,7 +360,7 @@ def test_negative_seed(tmp_path):
 def test_compiled_checkpoints_have_the_same_names(tmp_path, monkeypatch):
     # The eager backend needs no C compiler; the wrapper, and its names, are the same.
     eager = functools.partial(torch.compile, backend="eager")
-    monkeypatch.setattr(loop.torch, "compile", eager)
+    monkeypatch.setattr(run_module.torch, "compile", eager)
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/c++")
     module = Toy()
     names = list(module.state_dict())

@@ -31,6 +31,12 @@ class OnPolicyData:
                 f"online.noise = {config.online.noise:g}: {config.algorithm.name} compares its own "
                 "chunks, and explores by sampling them. Set online.noise to 0."
             )
+        if config.online.learn_from != "all":
+            raise UserError(
+                f"online.learn_from = {config.online.learn_from!r}: {config.algorithm.name} learns "
+                'from failures too. Set it to "all", or choose another algorithm '
+                "(--algorithm.name bc)."
+            )
         self.config, self.module = config, module
         self.round: DecisionBatch | None = None
         self.number = -1

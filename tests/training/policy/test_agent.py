@@ -88,6 +88,16 @@ def test_an_evaluation_names_the_world_that_fails(trained, monkeypatch, said):
     )
 
 
+@pytest.mark.parametrize("part", ["possible", "render"])
+def test_a_run_names_the_world_whose_scene_cannot_be_told_or_shown(trained, monkeypatch, part):
+    def fail(self):
+        raise KeyError(part)
+
+    monkeypatch.setattr(Line, part, fail)
+    with pytest.raises(EnvironmentFault, match=rf"The world line raised KeyError\('{part}'\)"):
+        policy_commands.run_policy_goal(Run(str(trained), "move to the left"))
+
+
 def test_a_saved_policy_acts_as_it_did(trained, line):
     pipe = load_policy(trained / "agent")
     observation = np.array([[0.4, 1.0], [-0.4, 1.0]], np.float32)

@@ -166,6 +166,13 @@ def test_a_learned_critic_and_its_target_come_along(line, tmp_path):
         assert torch.allclose(tensor, second.state_dict()[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["fpo", "dppo"])
+def test_on_policy_learning_takes_all_of_the_last_round(line, tmp_path, algorithm):
+    own = dataclasses.replace(OWN["fpo"], learn_from="successes")
+    with pytest.raises(UserError, match=f"{algorithm} learns from failures too"):
+        train_policy_agent(config(algorithm, own), tmp_path / "run", quiet=True)
+
+
 @pytest.mark.parametrize(
     "said", ["did not return within 0.5 s", "returned an observation that is not finite"]
 )
