@@ -28,7 +28,7 @@ from lmdiff.training.imitation import ImitationBatch, ImitationModule
 from lmdiff.training.loop import train
 from lmdiff.training.metrics import read_metrics
 
-CPU_AGENTS = ("pointmaze-medium", "pointmaze-medium-lora", "sudoku-sft", "sudoku-rl")
+CPU_AGENTS = ("pointmaze-medium", "pointmaze-medium-frozen", "sudoku-sft", "sudoku-rl")
 _STEPS_BETWEEN = 10
 _STEPS, _LOGGED = 40, 5
 

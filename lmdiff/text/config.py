@@ -31,6 +31,8 @@ class TextTaskConfig:
     """Countdown: the largest number that is given."""
     largest_target: Annotated[int, Range(1, 9999)] = 99
     """Countdown: the largest target."""
+    operators: Literal["+-*/", "+-"] = "+-*/"
+    """Countdown: operators that reach the targets; `+-` is the easy half of the task."""
     strict: bool = False
     """Splits that keep near relatives together: Sudoku grids that differ only by renaming digits,
     Countdown instances of the same numbers."""

@@ -27,6 +27,7 @@ from lmdiff.text.answers import tagged_answer, text_of
 ALPHABET = (*"0123456789+-*/() >", *map(str, range(10, 100)))
 """Numbers up to 99 are one token each, as in large models: a small one need not learn first how
 digits make a number, and reaches in 500 steps of SFT what took it 1,500."""
+OPERATORS = "+-*/"
 FORMAT_REWARD, RIGHT_REWARD = 0.1, 1.0
 """Of d1, SPG and their successors."""
 
@@ -131,14 +132,14 @@ def is_right(expression: str, numbers: Sequence[int], target: int, use_all: bool
 
 
 @lru_cache(maxsize=4096)
-def reachable(numbers: tuple[int, ...]) -> dict[int, str]:
+def reachable(numbers: tuple[int, ...], operators: str = OPERATORS) -> dict[int, str]:
     """Every positive whole target of sorted numbers, with the simplest expression that reaches it.
 
     The simplest has the fewest characters, then divides and multiplies least, then comes first in
     the order of its characters: one answer an instance, so that fine-tuning has a clear lesson.
     """
     best: dict[int, str] = {}
-    for value, text, _ in _expressions(numbers):
+    for value, text, _ in _expressions(numbers, operators):
         known = best.get(value)
         if known is None or _simplicity(text) < _simplicity(known):
             best[value] = text
@@ -153,7 +154,7 @@ _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
 @lru_cache(maxsize=65536)
-def _expressions(numbers: tuple[int, ...]) -> tuple[tuple[int, str, int], ...]:
+def _expressions(numbers: tuple[int, ...], operators: str) -> tuple[tuple[int, str, int], ...]:
     """(value, simplest text, precedence of its last operation) of all trees over sorted numbers.
 
     Values stay whole and positive on the way, as people play it; a value is kept once for each
@@ -163,10 +164,10 @@ def _expressions(numbers: tuple[int, ...]) -> tuple[tuple[int, str, int], ...]:
         return ((numbers[0], str(numbers[0]), 3),)
     best: dict[tuple[int, int], str] = {}
     for left, right in _halves(numbers):
-        pairs = itertools.product(_expressions(left), _expressions(right))
+        pairs = itertools.product(_expressions(left, operators), _expressions(right, operators))
         for (a, text_a, rank_a), (b, text_b, rank_b) in pairs:
             for symbol, value in (("+", a + b), ("-", a - b), ("*", a * b), ("/", a // b)):
-                if value <= 0 or (symbol == "/" and a % b):
+                if symbol not in operators or value <= 0 or (symbol == "/" and a % b):
                     continue
                 rank = _PRECEDENCE[symbol]
                 # The right operand of - and / needs parentheses at equal precedence, too.
@@ -203,6 +204,7 @@ def instances(
     largest: int = 25,
     largest_target: int = 99,
     strict: bool = False,
+    operators: str = OPERATORS,
 ) -> list[dict[str, Any]]:
     """Distinct solvable instances of a split.
 
@@ -217,6 +219,7 @@ def instances(
         largest: number that is given.
         largest_target: that is asked for.
         strict: see `split_of`.
+        operators: that are enough to reach the target; an answer may use the others, too.
 
     Returns:
         Rows of prompt, completion (the simplest solution), numbers (in the prompt's order), target.
@@ -231,7 +234,10 @@ def instances(
             f"Countdown with numbers = {numbers}, largest = {largest}, largest_target = "
             f"{largest_target}: 3 or 4 numbers up to 999 and targets up to 9999 are possible."
         )
-    rng = random.Random(f"countdown {split} {numbers} {seed} {largest} {largest_target} {strict}")
+    settings = [split, numbers, seed, largest, largest_target, strict]
+    # As it was before there was a choice of operators: the same seed gives the same instances.
+    settings += [operators] * (operators != OPERATORS)
+    rng = random.Random(f"countdown {' '.join(map(str, settings))}")
     rows: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {}
     while len(rows) < count:
         for _ in range(2000):
@@ -240,7 +246,7 @@ def instances(
             key = tuple(drawn) if split == "train" else ordered
             if strict and split_of(drawn, 0, strict) != split:
                 continue
-            ways = reachable(ordered)
+            ways = reachable(ordered, operators)
             targets = [
                 target
                 for target in sorted(ways)

@@ -94,6 +94,7 @@ def _countdown(config: TextTaskConfig) -> TextTask:
             config.largest,
             config.largest_target,
             config.strict,
+            config.operators,
         )
 
     def read(text: str) -> Row:
