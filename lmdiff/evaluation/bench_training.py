@@ -4,6 +4,7 @@ On a machine that others use too, times alone say little: both sides of a ratio 
 turn, and medians are told.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from lmdiff.data.normalizer import Normalizer
 from lmdiff.data.windows import Batch
 from lmdiff.errors import UserError
 from lmdiff.evaluation.bench_text import Table
+from lmdiff.goals.grammar import load_grammar
 from lmdiff.tasks.pointmaze import PointMaze
 from lmdiff.training.checkpoints import list_checkpoints
 from lmdiff.training.imitation import ImitationBatch, ImitationModule
@@ -44,7 +46,10 @@ def imitation_work(config: AgentConfig) -> tuple[ImitationModule, ImitationBatch
     channels = task.observation_size + chunk + 1
     module = ImitationModule(config, Normalizer(mean=[0.0] * channels, std=[1.0] * channels))
     generator = torch.Generator().manual_seed(0)
-    prior, phrase = config.prior, "go to the bottom right corner"
+    prior = config.prior
+    # As many distinct phrases as in training: a language model that is trained reads each once.
+    known = load_grammar(task.grammar).phrases(task.places, "train", limit=size + prior.phrases)
+    phrases = itertools.cycle([phrase.text for phrase in known])
     states = torch.randn(prior.phrases, prior.states, task.observation_size, generator=generator)
     said = torch.rand(size, generator=generator) < config.data.words_fraction
     windows = Batch(
@@ -53,9 +58,10 @@ def imitation_work(config: AgentConfig) -> tuple[ImitationModule, ImitationBatch
         signal=torch.randn(size, horizon, 1, generator=generator),
         goal_state=torch.randn(size, task.observation_size, generator=generator),
         state_given=~said,
-        phrases=[phrase if words else None for words in said.tolist()],
+        phrases=[next(phrases) if words else None for words in said.tolist()],
     )
-    return module, ImitationBatch(windows, GoalStates([phrase] * prior.phrases, states))
+    described = list(itertools.islice(phrases, prior.phrases))
+    return module, ImitationBatch(windows, GoalStates(described, states))
 
 
 def checkpoint_share(agents: Sequence[str], repeats: int) -> Table:

@@ -26,7 +26,7 @@ from lmdiff.text.answers import tagged_answer, text_of
 
 ALPHABET = (*"0123456789+-*/() >", *map(str, range(10, 100)))
 """Numbers up to 99 are one token each, as in large models: a small one need not learn first how
-digits make a number, and reaches in 500 steps of SFT what took it 1,500."""
+digits make a number."""
 OPERATORS = "+-*/"
 FORMAT_REWARD, RIGHT_REWARD = 0.1, 1.0
 """Of d1, SPG and their successors."""

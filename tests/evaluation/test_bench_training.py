@@ -9,7 +9,7 @@ from lmdiff.training.metrics import read_metrics
 
 
 def test_a_checkpoint_beside_the_steps_between_two() -> None:
-    title, columns, (row,) = bench_training.checkpoint_share(("pointmaze-medium",), 1)
+    title, columns, (row,) = bench_training.checkpoint_share(("pointmaze-medium-frozen",), 1)
     assert title
     assert set(columns) <= set(row)
     assert row["every"] == 500
