@@ -192,8 +192,10 @@ def test_a_process_that_dies_is_named_and_nothing_is_written(folder: Path) -> No
     """Killed for real, as by a system without memory."""
 
     def kill() -> None:
-        while not multiprocessing.active_children():
+        # All of them: Python 3.11 can wait for ever for a worker that starts as another one dies.
+        while len(multiprocessing.active_children()) < min(os.cpu_count() or 1, 2):
             time.sleep(0.01)
+        time.sleep(0.2)
         for child in multiprocessing.active_children():
             child.kill()
 
