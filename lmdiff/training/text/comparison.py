@@ -42,7 +42,7 @@ _SAMPLES = 2  # of the others
 class Comparison:
     """What is compared."""
 
-    task: Literal["sudoku", "countdown"] = "sudoku"
+    task: Literal["sudoku", "countdown", "countdown-sums"] = "sudoku"
     pairs: tuple[str, ...] = tuple(f"{a}+{b}" for a, b in PAIRS)
     """ESTIMATOR+OBJECTIVE."""
     seeds: tuple[int, ...] = (0, 1, 2)
