@@ -147,9 +147,13 @@ def ranks_beside_one(agents: Sequence[str], repeats: int) -> Table:
 
 def _turn(agent: str, folder: Path) -> tuple[float, float]:
     """Milliseconds of a step in one process, and in two."""
-    batch = load_agent(agent).training.batch_size
+    config = load_agent(agent)
+    batch = config.training.batch_size
+    half = ["--processes", "2"]
+    if isinstance(config, AgentConfig):  # these, too, are of each process
+        half += ["--prior.phrases", str(config.prior.phrases // 2)]
     one = _steps(agent, folder / "one", batch, "2")
-    two = _steps(agent, folder / "two", batch // 2, "1", "--processes", "2")
+    two = _steps(agent, folder / "two", batch // 2, "1", *half)
     return one, two
 
 
