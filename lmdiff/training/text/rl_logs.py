@@ -147,10 +147,12 @@ class Signs:
                 "updates on one batch of roll-outs take the policy too far from it. Set "
                 "num_iterations = 1, or lower the learning_rate.",
             )
-        if figures.get("frac_reward_zero_std", 0.0) > self.EQUAL_GROUPS:
+        equal = figures.get("frac_reward_zero_std", 0.0)
+        # Without a baseline, a group that is solved throughout teaches all the same.
+        if equal > self.EQUAL_GROUPS and self.args.baseline != "none":
             self._tell(
                 "equal",
-                f"In {figures['frac_reward_zero_std']:.0%} of the groups all rewards are equal, "
+                f"In {equal:.0%} of the groups all rewards are equal, "
                 "and such groups teach nothing: the task is solved, or too hard, or "
                 "needs a higher temperature or more num_generations.",
             )

@@ -399,6 +399,8 @@ def test_careless_settings_are_warned_of_once(tmp_path, recwarn):
     Signs(make_args(tmp_path, learning_rate=2e-4)).look({"tokens_per_step": 1.0})
     sure = make_args(tmp_path, learning_rate=2e-4, threshold=0.9)
     Signs(sure).look({"tokens_per_step": 4.0})
+    # Where nothing is compared, groups that are solved throughout teach, too.
+    Signs(make_args(tmp_path, baseline="none")).look({"frac_reward_zero_std": 1.0})
     assert not recwarn.list
     both = Signs(make_args(tmp_path, learning_rate=2e-4))
     for _ in range(2):
