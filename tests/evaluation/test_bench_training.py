@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lmdiff.config import load_control_agent
 from lmdiff.evaluation import bench_training
 from lmdiff.training.metrics import read_metrics
 
@@ -17,6 +18,14 @@ def test_a_checkpoint_beside_the_steps_between_two() -> None:
     step, save = row["step_ms"], row["checkpoint_ms"]
     assert step["low"] <= step["mean"] <= step["high"]
     assert row["share"] == pytest.approx(100 * save["mean"] / (500 * step["mean"]), abs=1e-3)
+
+
+def test_work_says_many_things() -> None:
+    """A language model that is trained reads each distinct phrase once: one alone costs nothing."""
+    _, batch = bench_training.imitation_work(load_control_agent("pointmaze-medium-frozen"))
+    assert batch.goal_states is not None
+    assert len(set(batch.goal_states.phrases)) == 64
+    assert len({phrase for phrase in batch.windows.phrases if phrase}) > 20
 
 
 @pytest.mark.slow

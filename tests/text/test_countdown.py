@@ -212,3 +212,15 @@ def test_columns_come_before_the_prompt():
 def test_what_is_no_prompt_is_an_error(prompt):
     with pytest.raises(ValueError, match="looks like"):
         countdown.read_prompt(prompt)
+
+
+def test_targets_may_be_reached_by_sums_and_differences_alone():
+    rows = countdown.instances("train", 200, operators="+-")
+    for row in rows:
+        assert countdown.is_right(row["completion"], row["numbers"], row["target"])
+        assert not set(row["completion"]) & set("*/")
+    everything = countdown.instances("train", 200)
+    assert any(set(row["completion"]) & set("*/") for row in everything)
+    # 3 * 7 + 25 = 46 is out of reach; 3 + 7 + 25 = 35 is not.
+    assert 46 not in countdown.reachable((3, 7, 25), "+-")
+    assert countdown.reachable((3, 7, 25), "+-").keys() >= {35, 29, 21, 15}
