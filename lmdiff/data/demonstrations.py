@@ -21,7 +21,7 @@ from lmdiff.policy_config import WorldConfig
 from lmdiff.tasks.world import World
 from lmdiff.tasks.worlds import make_world
 
-_VERSION = 0  # raise it when the recording changes: old files are then left alone and not found
+_VERSION = 1  # raise it when the recording changes: old files are then left alone and not found
 _AFTER_SUCCESS = 4  # steps that are recorded after a goal is achieved: policies learn to stay
 
 

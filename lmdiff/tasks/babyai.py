@@ -7,7 +7,7 @@ Learning" (2019), as minigrid keeps it. The missions are the environment's own l
 import io
 import os
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -32,6 +32,8 @@ KINDS = ("empty", "wall", "key", "ball", "box")
 DOORS = ("open", "closed")
 """States of doors; only levels with several rooms have doors, none of them locked."""
 COLORS = tuple(COLOR_TO_IDX)
+SIDES = ("left", "right", "front", "behind")
+"""Of the agent; a cell straight ahead is neither left nor right."""
 
 
 class BabyAI(World):
@@ -43,12 +45,14 @@ class BabyAI(World):
     - [7, 7, C] flattened: the view. First axis from left to right, second from far (0) to near (6);
       the agent is at [3, 6], where what it carries is seen, and [3, 5] is the cell before it. C is
       one-hot over KINDS (and DOORS, in levels with doors), then one-hot over COLORS for what has
-      a color (not walls). An unseen cell is all zeros;
+      a color (not walls). An unseen cell is all zeros. In levels whose missions say where things
+      are, four more say on which SIDES of the agent's place and direction when it was told the cell
+      lies: a memory of its own moves, without which "on your left" is lost with the first turn;
     - [4]: the direction it faces (right, down, left, up on the picture), one-hot;
     - [7]: the previous action, one-hot; zeros at the start. A turn to look around can then go on
       in the same direction, which a view of bare wall alone does not tell.
 
-    That is 550 numbers without doors (C = 11) and 648 with them (C = 13).
+    That is 550 numbers without doors (C = 11), 648 with them (C = 13), 746 with SIDES (C = 15).
 
     Locations in missions ("on your left") are seen from where the agent stands when it is told.
     """
@@ -63,12 +67,14 @@ class BabyAI(World):
         level = LEVELS[name]
         self._missions = {str(mission): mission for mission in level.missions}
         self._codes = _cell_codes(level.doors)
+        self._located = any(mission.thing.location for mission in level.missions)
         # Any: minigrid's levels get their instructions after their class was written down.
         self._env: Any = gymnasium.make(level.id, disable_env_checker=True).unwrapped
         with redirect_stdout(io.StringIO()):
             self._env.reset(seed=0)
-        self.cells = VIEW * VIEW, self._codes.shape[-1]
-        size = VIEW * VIEW * self._codes.shape[-1] + 4 + len(ACTIONS)
+        self._told = self._stance()
+        self.cells = VIEW * VIEW, self._codes.shape[-1] + len(SIDES) * self._located
+        size = VIEW * VIEW * self.cells[1] + 4 + len(ACTIONS)
         super().__init__(name, tuple(self._missions), size, len(ACTIONS), self._env.max_steps)
         self._own = ""
 
@@ -82,6 +88,7 @@ class BabyAI(World):
         with redirect_stdout(io.StringIO()):
             view, _ = self._env.reset(seed=seed)
         self._own = str(Mission.of(self._env.instrs))
+        self._told = self._stance()
         return self._encode(view, None)
 
     def draw(self) -> str:
@@ -94,7 +101,7 @@ class BabyAI(World):
         instruction = mission.instruction()
         env.instrs = instruction
         instruction.reset_verifier(env)
-        self._scene = _Scene(env)
+        self._scene, self._told = _Scene(env), self._stance()
         fits = self._scene.fits(mission)
         env.mission = env.surface = instruction.surface(env) if fits else goal
         self._expert = Expert(env)
@@ -126,9 +133,8 @@ class BabyAI(World):
         """Told by the cell before the agent, for "go to" and "open" (a door seen open)."""
         if next(iter(self._missions.values())).verb not in ("go to", "open"):
             return None
-        channels = self._codes.shape[-1]
-        before = (VIEW // 2 * VIEW + VIEW - 2) * channels
-        cells = observations[:, before : before + channels]
+        before = (VIEW // 2 * VIEW + VIEW - 2) * self.cells[1]
+        cells = observations[:, before : before + self._codes.shape[-1]]
         wanted = [
             self._codes[
                 OBJECT_TO_IDX[mission.thing.kind],
@@ -151,11 +157,35 @@ class BabyAI(World):
     def _encode(self, view: dict[str, Any], previous: int | None) -> np.ndarray:
         image = view["image"]
         cells = self._codes[image[..., 0], image[..., 1], image[..., 2]]
+        if self._located:
+            seen = image[..., :1] != OBJECT_TO_IDX["unseen"]
+            cells = np.concatenate([cells, self._sides() * seen], -1)
         direction = np.eye(4, dtype=np.float32)[view["direction"]]
         action = np.zeros(len(ACTIONS), np.float32)
         if previous is not None:
             action[previous] = 1.0
         return np.concatenate([cells.ravel(), direction, action])
+
+    def _stance(self) -> "_Stance":
+        env = self._env
+        return _Stance(np.array(env.agent_pos), env.dir_vec.copy(), env.right_vec.copy())
+
+    def _sides(self) -> np.ndarray:
+        """[7, 7, SIDES] float32: where each cell of the view lies from where the goal was told."""
+        now, told = self._stance(), self._told
+        across = np.arange(VIEW)[:, None, None] - VIEW // 2
+        ahead = VIEW - 1 - np.arange(VIEW)[None, :, None]
+        offset = now.at + across * now.right + ahead * now.front - told.at
+        right, front = offset @ told.right, offset @ told.front
+        return np.stack([right < 0, right > 0, front > 0, front < 0], -1).astype(np.float32)
+
+
+class _Stance(NamedTuple):
+    """Where the agent stands, and its directions, as vectors of cells."""
+
+    at: np.ndarray
+    front: np.ndarray
+    right: np.ndarray
 
 
 def _cell_codes(doors: bool) -> np.ndarray:

@@ -1,12 +1,13 @@
 import gymnasium
 import numpy as np
 import pytest
+from minigrid.envs.babyai.core.verifier import ObjDesc
 
 from lmdiff.errors import UserError
 from lmdiff.goals.descriptions import SPLITS, normalise
 from lmdiff.goals.sayings import load_sayings
 from lmdiff.tasks import babyai_expert
-from lmdiff.tasks.babyai import ACTIONS, BabyAI
+from lmdiff.tasks.babyai import ACTIONS, SIDES, BabyAI
 from lmdiff.tasks.babyai_expert import Expert
 from lmdiff.tasks.babyai_missions import LEVELS, Mission
 from lmdiff.tasks.worlds import make_world
@@ -113,23 +114,47 @@ def test_hindsight_sees_what_stands_before_the_agent():
 def test_the_observation_holds_the_view_the_direction_and_the_previous_action():
     world = BabyAI("babyai-pickup-loc")
     observation, _ = world.reset(seed=3)
-    view = observation[:539].reshape(7, 7, 11)
+    view = observation[:735].reshape(7, 7, 15)
     image = world._env.gen_obs()["image"]
     kinds = np.array([1, 2, 5, 6, 7])  # minigrid's empty, wall, key, ball, box
     assert (view[..., :5] == (image[..., :1] == kinds)).all()
     colored = image[..., 0] > 2
-    assert (view[colored][:, 5:] == (image[colored][:, 1:2] == np.arange(6))).all()
-    assert not view[~colored][:, 5:].any()
-    assert observation[539:543].argmax() == world._env.agent_dir
-    assert not observation[543:].any()
+    assert (view[colored][:, 5:11] == (image[colored][:, 1:2] == np.arange(6))).all()
+    assert not view[~colored][:, 5:11].any()
+    assert observation[735:739].argmax() == world._env.agent_dir
+    assert not observation[739:].any()
     observation, *_ = act(world, LEFT)
-    assert observation[539:543].argmax() == world._env.agent_dir
-    assert observation[543:].tolist() == np.eye(7)[LEFT].tolist()
+    assert observation[735:739].argmax() == world._env.agent_dir
+    assert observation[739:].tolist() == np.eye(7)[LEFT].tolist()
     assert follow(world)
     # What is carried is seen where the agent stands.
-    carried = world._encode(world._env.gen_obs(), PICKUP)[:539].reshape(7, 7, 11)[3, 6]
+    carried = world._encode(world._env.gen_obs(), PICKUP)[:735].reshape(7, 7, 15)[3, 6]
     thing = Mission.of(world._env.instrs).thing
     assert carried[:5].argmax() == ("empty", "wall", "key", "ball", "box").index(thing.kind)
+
+
+def test_cells_lie_on_the_sides_that_minigrid_means_wherever_the_agent_went():
+    world, checked = BabyAI("babyai-pickup-loc"), 0
+    for seed in range(20):
+        observation, _ = world.reset(seed=seed)
+        env = world._env
+        meant = [ObjDesc(None, None, side).find_matching_objs(env)[1] for side in SIDES]
+        meant = [{tuple(map(int, place)) for place in places} for places in meant]
+        for _ in range(10):
+            view = observation[:735].reshape(7, 7, 15)
+            for x, y in np.argwhere(view[..., 2:5].any(-1)):
+                ahead, across = 6 - y, x - 3
+                place = env.agent_pos + ahead * env.dir_vec + across * env.right_vec
+                expected = [tuple(map(int, place)) in places for places in meant]
+                assert view[x, y, 11:].tolist() == expected
+                checked += 1
+            observation, *_ = act(world, world.np_random.choice([LEFT, FORWARD, FORWARD]))
+    assert checked > 100
+    # Another goal is meant from where the agent stands now.
+    world.switch(world.possible()[0])
+    view = world._encode(env.gen_obs(), None)[:735].reshape(7, 7, 15)
+    assert not view[..., 14].any()  # nothing that is seen is behind
+    assert view[3, 5, 11:].tolist() == [0, 0, 1, 0]
 
 
 def test_the_expert_copes_with_other_actions_than_its_own():
