@@ -92,15 +92,8 @@ class GTPConfig:
     temperature: Positive = 0.3
     """Of the advantages, in units of their standard deviation (the paper's 1 / eta)."""
     largest_weight: Positive = 100.0
-    anchor: NonNegative = 0.1
+    anchor: NonNegative = 1.0
     """Weight of the instantaneous (flow-matching) loss beside the map's consistency."""
-    teacher: Literal["map", "data"] = "map"
-    """Who says how the flow goes on: the map's own slow copy, or, as in the paper, the straight
-    line to the recorded chunk (stable score approximation). That line is right on average only:
-    on two modes, a step from noise then ends between them in most cases, and one of `map` does
-    not."""
-    stride: Annotated[float, Range(0, 1, open=True)] = 0.05
-    """How far along that line the teacher goes, in levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
