@@ -13,13 +13,16 @@ from lmdiff.errors import UserError
 from lmdiff.ranges import Count, Fraction, Natural, NonNegative, Seed, Share, check_ranges
 
 
+Dataset = Literal["expert", "mixed", "play"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """The simulated world, and the fixed data set that experts record in it."""
 
     name: str = "metaworld-mt10"
     """World: see lmdiff/tasks/worlds.py."""
-    dataset: Literal["expert", "mixed", "play"] = "expert"
+    dataset: Dataset = "expert"
     """`expert`: disturbed on the way, with what the expert would do as the action (DART, Laskey et
     al., arXiv:1703.09327). `mixed`: experts from good to bad, failures kept, with what was done.
     `play`: goal after goal in one episode, with what was done."""

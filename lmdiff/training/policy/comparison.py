@@ -24,7 +24,7 @@ from lmdiff.evaluation.policy_language import draw_told, run_told, world_of
 from lmdiff.evaluation.policy_rollout import Sampling
 from lmdiff.evaluation.results import write_result
 from lmdiff.goals.sayings import load_sayings
-from lmdiff.policy_config import PolicyAgentConfig
+from lmdiff.policy_config import Dataset, PolicyAgentConfig
 from lmdiff.training.files import replace_json
 from lmdiff.training.policy.agent import train_policy_agent
 
@@ -46,6 +46,8 @@ class Comparison:
     """Recipe of which world, algorithm and seeds are replaced."""
     worlds: tuple[str, ...] = ()
     """Default: the recipe's."""
+    dataset: Dataset | None = None
+    """What is recorded of the experts; default: the recipe's."""
     algorithms: tuple[AlgorithmName, ...] = ("bc", "awr", "idql", "fql", "qc", "gtp")
     denoising_steps: tuple[int, ...] = ()
     """Each policy acts with each of these; default: the recipe's number."""
@@ -82,13 +84,16 @@ class Comparison:
         config = replace(
             base,
             name=f"{world}-{algorithm}",
-            world=replace(base.world, name=world, data_seed=seed),
+            world=replace(
+                base.world, name=world, dataset=self.dataset or base.world.dataset, data_seed=seed
+            ),
             algorithm=replace(base.algorithm, name=algorithm),
             training=replace(
                 base.training, seed=seed, max_steps=self.steps or base.training.max_steps
             ),
         )
-        run_dir = self.runs / f"{world}-{algorithm}-{config.training.max_steps}-{seed}"
+        told = f"{world}-{self.dataset}" if self.dataset else world
+        run_dir = self.runs / f"{told}-{algorithm}-{config.training.max_steps}-{seed}"
         if not (run_dir / "agent" / "model_index.json").is_file():
             train_policy_agent(config, run_dir, resume=(run_dir / "run.json").is_file())
         return run_dir
@@ -142,6 +147,8 @@ class Comparison:
             values = getattr(self, name)
             if values:
                 words.append(f"--{name.replace('_', '-')} {' '.join(map(str, values))}")
+        if self.dataset:
+            words.append(f"--dataset {self.dataset}")
         words.append(f"--episodes {self.episodes}")
         if self.steps:
             words.append(f"--steps {self.steps}")

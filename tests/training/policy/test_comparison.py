@@ -82,6 +82,15 @@ def test_seeds_have_recordings_of_their_own(line, tmp_path):
     assert [agent["training"]["seed"] for agent in told] == [0, 1]
 
 
+def test_another_data_set_is_another_run(line, tmp_path):
+    output = tmp_path / "table.json"
+    comparison = Comparison(algorithms=("bc",), seeds=(0,), episodes=2, runs=tmp_path, steps=5)
+    replace(comparison, dataset="expert", output=output).run()
+    manifest = json.loads((tmp_path / "line-expert-bc-5-0" / "run.json").read_text())["manifest"]
+    assert manifest["agent"]["world"]["dataset"] == "expert"
+    assert "--dataset expert" in json.loads(output.read_text())["command"]
+
+
 def test_only_policies_are_compared():
     with pytest.raises(UserError, match="no policy"):
         Comparison(agent="pointmaze-medium").run()
