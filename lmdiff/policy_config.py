@@ -12,7 +12,6 @@ from lmdiff.config import GoalConfig, TrainingConfig, check_heads
 from lmdiff.errors import UserError
 from lmdiff.ranges import Count, Fraction, Natural, NonNegative, Seed, Share, check_ranges
 
-
 Dataset = Literal["expert", "mixed", "play"]
 
 
