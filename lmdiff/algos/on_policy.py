@@ -45,10 +45,17 @@ class OnPolicy(nn.Module, ABC):
     candidates = 1
     links: int
     """Of a chain."""
+    return_unit: Tensor
+    """Size of the first round's returns, in which values are learnt; 0 before there is one."""
 
     def __init__(self, actor: ActionDenoiser, value: Critic):
         super().__init__()
         self.actor, self.value = actor, value
+        self.register_buffer("return_unit", torch.zeros(()))
+
+    def worth(self, now: Situation) -> Tensor:
+        """[B] what is still to be gained, in the reward's units."""
+        return self.value(now)[0] * self.return_unit
 
     @abstractmethod
     def explore(self, now: Situation, steps: int, generator: torch.Generator) -> Tensor:
@@ -67,7 +74,8 @@ class OnPolicy(nn.Module, ABC):
     def forward(self, batch: Decisions, generator: torch.Generator) -> dict[str, Tensor]:
         """Scalar `loss` of a batch and its parts; nothing is drawn."""
         policy, metrics = self.policy_loss(batch)
-        value_loss = ((self.value(batch.now)[0] - batch.returns) ** 2).mean()
+        # A network's first outputs are about 1, and it moves slowly: dense rewards add up to more.
+        value_loss = ((self.value(batch.now)[0] - batch.returns / self.return_unit) ** 2).mean()
         policy_loss = (policy * batch.teaches_actor).mean()
         return {
             "loss": policy_loss + value_loss,

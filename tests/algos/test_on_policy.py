@@ -27,6 +27,7 @@ def imitated(name, **more):
     train(teacher, 200)
     algorithm = make_algorithm(config(name, **more), SIZES)
     algorithm.actor.load_state_dict(teacher.actor.state_dict())
+    algorithm.return_unit.fill_(1.0)
     return algorithm
 
 

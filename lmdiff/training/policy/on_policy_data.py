@@ -47,16 +47,22 @@ class OnPolicyData:
     @torch.no_grad()
     def take(self, number: int, episodes: Sequence[OwnEpisode]) -> None:
         """Take in round `number`: values, advantages, and what the algorithm has to remember."""
-        config, device = self.config, self.module.environment_steps.device
+        config, device, algorithm = (
+            self.config,
+            self.module.environment_steps.device,
+            self._algorithm(),
+        )
         phrases = list(dict.fromkeys(episode.words for episode in episodes))
         asked = [phrases.index(episode.words) for episode in episodes]
         seen = [_seen(episode, config.chunks.history) for episode in episodes]
         goals = torch.tensor([g for g, o in zip(asked, seen, strict=True) for _ in o])
+        outcomes = [_outcomes(episode, config.algorithm.critic.discount) for episode in episodes]
+        if not algorithm.return_unit:
+            algorithm.return_unit.copy_(_size(outcomes))
         values = self._values(torch.from_numpy(np.concatenate(seen)), phrases, goals)
         advantages, returns = [], []
         pieces = values.split([len(observations) for observations in seen])
-        for episode, value in zip(episodes, pieces, strict=True):
-            rewards, discounts = _outcomes(episode, config.algorithm.critic.discount)
+        for (rewards, discounts), value in zip(outcomes, pieces, strict=True):
             advantages.append(gae(rewards, discounts, value, config.algorithm.on_policy.trace))
             returns.append(advantages[-1] + value[:-1])
         advantage = torch.cat(advantages)
@@ -97,7 +103,7 @@ class OnPolicyData:
             now = self.module.situation(
                 observation[rows].to(device), phrases, goal[rows].to(device)
             )
-            found.append(self._algorithm().value(now)[0].cpu())
+            found.append(self._algorithm().worth(now).cpu())
         return torch.cat(found)
 
     def _memory(self, batch: DecisionBatch, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -141,6 +147,14 @@ def _seen(episode: OwnEpisode, history: int) -> np.ndarray:
     observations = episode.demonstration.observations
     at = np.append(episode.begins, len(observations) - 1)
     return observations[np.maximum(at[:, None] - np.arange(history - 1, -1, -1), 0)]
+
+
+def _size(outcomes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Root mean square of what was gained from each decision on; 1 if that was nothing."""
+    zeros = (torch.zeros(len(rewards) + 1) for rewards, _ in outcomes)
+    gained = torch.cat([gae(*pair, zero, 1.0) for pair, zero in zip(outcomes, zeros, strict=True)])
+    size = gained.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
 
 
 def _outcomes(episode: OwnEpisode, discount: float) -> tuple[Tensor, Tensor]:
