@@ -147,6 +147,9 @@ class TrainingConfig:
     ema_decay: Fraction = 0.995
     mixed_precision: Literal["auto", "no", "bf16"] = "no"
     """`auto`: bf16 where the processor has instructions for it."""
+    shard: bool = False
+    """Keep a part of each weight in each process (FSDP2), for text models that do not fit one
+    device; by supervised learning only, without evaluations on the way."""
     compile: bool = False
     """torch.compile the network (pays on long runs; costs a minute at the start)."""
     checkpoint_every: Natural = 500

@@ -208,7 +208,8 @@ imitation.condition-dropout
 training.max-steps training.batch-size training.learning-rate training.warmup-steps
 training.lr-schedule training.weight-decay training.gradient-clip training.max-skipped
 training.ema-decay
-training.mixed-precision training.compile training.no-compile training.checkpoint-every
+training.mixed-precision training.shard training.no-shard training.compile training.no-compile
+training.checkpoint-every
 training.max-skipped training.keep-checkpoints training.evaluate-every training.log-every
 training.tracker training.seed
 evaluation.num-inference-steps evaluation.guidance-scale evaluation.episodes evaluation.seed

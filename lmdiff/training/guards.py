@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from lmdiff.config import TrainingConfig
 from lmdiff.errors import EnvironmentFault, UserError
@@ -34,8 +35,28 @@ def check_config(config: TrainingConfig, round_steps: int = 1) -> None:
     ):
         raise UserError(
             "training.compile needs a C++ compiler, and none was found. Install one, or train "
-            "with --training.compile False."
+            "with --training.no-compile."
         )
+
+
+def check_sharding(config: TrainingConfig, module: nn.Module, evaluates: bool) -> None:
+    """Refuse to shard what calls parts of its module, or calls it by turns: ranks would wait."""
+    if not config.shard:
+        return
+    way_out = "Leave training.shard out; a model that is too large may train adapters instead "
+    way_out += "(--model.adaptation lora --model.dtype bfloat16)."
+    if not getattr(module, "shardable", False):
+        raise UserError(
+            "training.shard works where a step is one forward pass of the whole module: supervised "
+            f"fine-tuning and pre-training of text. {way_out}"
+        )
+    if evaluates:
+        raise UserError(
+            "training.shard leaves no process a whole model to evaluate on the way: set "
+            "--training.evaluate-every 0, and evaluate the trained agent (`lmdiff eval`)."
+        )
+    if config.compile:
+        raise UserError(f"training.shard and training.compile do not go together. {way_out}")
 
 
 def check_accelerator(config: TrainingConfig, accelerator: Accelerator) -> None:

@@ -123,11 +123,11 @@ def launch(processes: int, words: Sequence[str]) -> int:
 
 def _no_sharding(name: str) -> str:
     return (
-        f"Accelerate was asked for {name}, which keeps a part of each weight in each process. "
-        "lmdiff's checkpoints and averages hold whole weights, so it trains with DDP only: every "
-        "process has all of them. Leave the flag out (`accelerate config` may have set it: "
-        "`rm ~/.cache/huggingface/accelerate/default_config.yaml`). For a model that is too large, "
-        "train adapters: --model.adaptation lora --model.dtype bfloat16."
+        f"Accelerate was asked for {name}. lmdiff shards weights itself, where it can: leave the "
+        "flag out (`accelerate config` may have set it: "
+        "`rm ~/.cache/huggingface/accelerate/default_config.yaml`) and, for a text model that does "
+        "not fit one device, set --training.shard, or train adapters: --model.adaptation lora "
+        "--model.dtype bfloat16."
     )
 
 

@@ -76,6 +76,7 @@ def train(
         SystemExit: the same for SIGTERM.
     """
     guards.check_config(config, round_steps)
+    guards.check_sharding(config, module, evaluate is not None)
     accelerator = accelerator or make_accelerator()
     config = settled(config, accelerator.device)
     guards.check_accelerator(config, accelerator)

@@ -29,8 +29,10 @@ from lmdiff.training.optimizer import adamw, rate_at, schedule, set_updates
 from lmdiff.training.precision import fast_fp32
 from lmdiff.training.ranks import gather_numbers, raising_together, shard_of
 from lmdiff.training.seeds import EVALUATION, noise_generator, seed_global
+from lmdiff.training.sharding import shard, whole
 from lmdiff.training.state import (
     Progress,
+    Tensors,
     averaged,
     capture,
     follow,
@@ -58,6 +60,10 @@ class Run:
         self.run_dir, self.evaluate = run_dir, evaluate
         self.watch, self.round_steps = watch, round_steps
         self.onednn = onednn and config.mixed_precision == "no"
+        self.frozen = frozen_fingerprint(module)
+        sharded = config.shard and accelerator.num_processes > 1
+        if sharded:
+            shard(module, accelerator)
         module.to(accelerator.device)
         self.parameters = list(trainable_parameters(module).values())
         if not self.parameters:
@@ -65,13 +71,13 @@ class Run:
         self.optimizer = adamw(config, self.parameters)
         self.schedule = schedule(config, self.optimizer)
         # diffusers' decay (1 + n) / (10 + n), capped by ours, soon forgets the initial weights.
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
-        self.model = accelerator.prepare_model(module)
+        # Sharded tensors have no `_foreach_copy_`.
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=not sharded)
+        self.model = module if sharded else accelerator.prepare_model(module)
         self.prepared_optimizer = accelerator.prepare_optimizer(self.optimizer)
         accelerator.step = 0  # accumulation starts afresh, whatever was trained with it before
         # The wrapper is compiled and the module is not, so that names in checkpoints stay.
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.frozen = frozen_fingerprint(module)
         self.progress, self.averages = Progress(), Averages()
         self.saved_step = self.timed_steps = 0
         self.seconds = 0.0
@@ -103,7 +109,7 @@ class Run:
             broken = broken if math.isfinite(numbers[names.index("loss")]) else shard
         limit = self.config.gradient_clip or float("inf")
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
-        values["grad_norm"] = float(cast(Tensor, norm))
+        values["grad_norm"] = float(whole(cast(Tensor, norm)))
         fault, stopping = self._agree(broken, values["grad_norm"], interrupt.signal)
         self.progress.step = step + 1
         self._update(fault)
@@ -174,15 +180,15 @@ class Run:
         """Write a checkpoint, unless this step has one."""
         if self.saved_step == self.progress.step:
             return
+        tensors = capture(self.module, self.ema, self.optimizer)
         with raising_together(self.accelerator), telling_of_the_disk(self.run_dir):
             if self.accelerator.is_main_process:
-                self._write_checkpoint(metrics)
+                self._write_checkpoint(metrics, tensors)
         self.saved_step = self.progress.step
         self.tell("save", {})
 
-    def _write_checkpoint(self, metrics: MetricsFile) -> None:
+    def _write_checkpoint(self, metrics: MetricsFile, tensors: dict[str, Tensors]) -> None:
         metrics.sync()
-        tensors = capture(self.module, self.ema, self.optimizer)
         state = {
             "progress": dataclasses.asdict(self.progress),
             "averages": self.averages.state(),

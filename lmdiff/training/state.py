@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmdiff.errors import UserError
 from lmdiff.training.checkpoints import Checkpoint
+from lmdiff.training.sharding import part_of, whole
 
 Tensors = dict[str, Tensor]
 
@@ -37,7 +38,10 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def capture(
     module: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensors]:
-    """The groups 'module', 'ema' and 'optimizer' for `save_checkpoint` (references, no copies)."""
+    """The groups 'module', 'ema' and 'optimizer' for `save_checkpoint`; on all ranks alike.
+
+    References and no copies, but for what is sharded: that is gathered.
+    """
     parameters = trainable_parameters(module)
     names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     slots = {
@@ -45,10 +49,14 @@ def capture(
         for parameter, values in optimizer.state.items()
         for slot, value in values.items()
     }
-    return {
+    groups: dict[str, Tensors] = {
         "module": {**parameters, **_buffers(module)},
         "ema": dict(zip(parameters, ema.shadow_params, strict=True)),
         "optimizer": slots,
+    }
+    return {
+        group: {name: whole(value) for name, value in tensors.items()}
+        for group, tensors in groups.items()
     }
 
 
@@ -60,8 +68,11 @@ def follow(ema: EMAModel, parameters: list[nn.Parameter], decay: float) -> None:
     """
     if decay > 0:
         ema.step(parameters)
-    else:
+    elif ema.foreach:
         torch._foreach_copy_(ema.shadow_params, [*parameters])
+    else:
+        for shadow, parameter in zip(ema.shadow_params, parameters, strict=True):
+            shadow.copy_(parameter)
 
 
 @torch.no_grad()
@@ -83,7 +94,7 @@ def restore(
         slot, _, name = key.partition("/")
         if name not in index:
             raise UserError(f"{checkpoint.path} is of another network: it has {name!r}.")
-        values.setdefault(index[name], {})[slot] = value
+        values.setdefault(index[name], {})[slot] = part_of(value, parameters[name])
     # load_state_dict knows which slots stay on the CPU and which follow the parameter's device.
     optimizer.load_state_dict({**state, "state": values})
 
@@ -130,7 +141,7 @@ def _copy(checkpoint: Checkpoint, group: str, targets: Mapping[str, Tensor]) -> 
                 f"{checkpoint.path} is of another network: {name!r} is {tuple(value.shape)} "
                 f"{value.dtype} there, {tuple(target.shape)} {target.dtype} here."
             )
-        target.copy_(value)
+        target.copy_(part_of(value, target))
 
 
 def _buffers(module: nn.Module) -> Tensors:

@@ -1,77 +1,91 @@
-"""FSDP2 of a text model with LoRA on two gloo ranks, as a program: python fsdp_program.py FOLDER.
+"""Sharded training (FSDP2) on two gloo ranks, as a program: python fsdp_program.py FOLDER.
 
-lmdiff refuses to train so. This tries what it would need of torch: shard, step, gather adapters
-and save them, and load them into a model that is whole.
+LoRA on a small BERT, and all of its weights, by the loop that trains every agent. The same is
+trained whole in one process, on both ranks' batches, and goes on from what the ranks wrote.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
-from rank_program import fork_ranks, text_parts
-from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from rank_program import STEPS, fork_ranks, text_parts
 from torch.distributed.tensor import DTensor
+from training_toy import make_config
 
-STEPS = 3
-
-
-def adapted():
-    """A small BERT with LoRA, always the same weights."""
-    _, parts, _ = text_parts()
-    torch.manual_seed(1)
-    return get_peft_model(parts.model, LoraConfig(r=4, target_modules=["query", "value"]))
-
-
-def trained(model, batches):
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for ids in batches:
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+from lmdiff.errors import UserError
+from lmdiff.training.checkpoints import latest_checkpoint
+from lmdiff.training.launch import make_accelerator
+from lmdiff.training.loop import train
+from lmdiff.training.ranks import shard_of
+from lmdiff.training.sharding import blocks, trained_weights
+from lmdiff.training.text.sft import Examples, SFTModule
 
 
-def tokens(step, rank):
-    generator = torch.Generator().manual_seed(10 * step + rank)
-    return torch.randint(3, 9, (4, 12), generator=generator)
+def learn(run_dir, accelerator, adaptation, shard, end=STEPS, **options):
+    config, parts, rows = text_parts()
+    if adaptation == "lora":
+        torch.manual_seed(1)
+        lora = LoraConfig(r=4, target_modules=["query", "value"])
+        parts = replace(parts, model=get_peft_model(parts.model, lora))
+    module, examples = SFTModule(parts, config.sft), Examples(parts, rows, 16, 40)
+    train(
+        make_config(
+            max_steps=end, learning_rate=1e-3, lr_schedule="constant_with_warmup", shard=shard
+        ),
+        module,
+        lambda number: examples.batch(0, shard_of(accelerator, number), 8),
+        run_dir,
+        accelerator=accelerator,
+        quiet=True,
+        **options,
+    )
+    return module
 
 
 def sharded(folder, report):
-    accelerator = Accelerator(cpu=True)
-    rank, model = accelerator.process_index, adapted()
-    for layer in model.base_model.model.bert.encoder.layer:
-        fully_shard(layer)
-    fully_shard(model)
-    report["sharded"] = sum(isinstance(p, DTensor) for p in model.parameters())
-    report["parameters"] = sum(1 for _ in model.parameters())
-    trained(model, [tokens(step, rank) for step in range(STEPS)])
-    options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
-    gathered = get_model_state_dict(model, options=options)
-    report["gathered"] = len(gathered)
-    if accelerator.is_main_process:
-        save_file({name: value.contiguous() for name, value in gathered.items()}, folder / "a")
+    accelerator = make_accelerator()
+    for adaptation in ("lora", "full"):
+        module = learn(folder / adaptation, accelerator, adaptation, True, STEPS // 2)
+        report[adaptation] = {
+            "sharded": sum(isinstance(p, DTensor) for p in module.parameters()),
+            "parameters": sum(1 for _ in module.parameters()),
+            "blocks": len(blocks(module)),
+        }
+        # Another process goes on from what was saved: here the same ranks, with a new module.
+        module = learn(folder / adaptation, accelerator, adaptation, True, resume=True)
+        weights = trained_weights(module)
+        if accelerator.is_main_process:
+            torch.save(weights, folder / f"{adaptation}.pt")
+    try:
+        learn(folder / "no", accelerator, "full", True, evaluate=lambda module, step: {})
+    except UserError as error:
+        report["refused"] = str(error)
+
+
+def gap(first, second):
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 def main(folder):
     torch.set_num_threads(1)
     fork_ranks(2, sharded, folder)
-    whole = adapted()
-    trained(whole, [torch.cat([tokens(step, rank) for rank in (0, 1)]) for step in range(STEPS)])
-    expected = {name: p.detach() for name, p in whole.named_parameters() if p.requires_grad}
-    loaded, fresh = load_file(folder / "a"), adapted()
-    missing = fresh.load_state_dict(loaded, strict=False)
-    start = {name: p.detach() for name, p in adapted().named_parameters() if p.requires_grad}
-    found = {name: p.detach() for name, p in fresh.named_parameters() if p.requires_grad}
-    gap = max(float((found[name] - expected[name]).abs().max()) for name in expected)
-    moved = max(float((start[name] - expected[name]).abs().max()) for name in expected)
-    report = {"gap": gap, "moved": moved, "unexpected": missing.unexpected_keys}
-    # torch leaves frozen weights out, but for those that are tied: the head's.
-    gathered = {name for name in loaded if ".cls." not in name}
-    report["names"] = gathered == set(expected) != set()
+    report = {}
+    for adaptation in ("lora", "full"):
+        twice = Accelerator(cpu=True, gradient_accumulation_steps=2)
+        whole = trained_weights(learn(folder / f"{adaptation}-1", twice, adaptation, False))
+        start = trained_weights(learn(folder / f"{adaptation}-0", twice, adaptation, False, 1))
+        found = torch.load(folder / f"{adaptation}.pt", weights_only=True)
+        one, two = (latest_checkpoint(folder / f"{adaptation}{end}") for end in ("-1", ""))
+        report[adaptation] = {
+            "gap": gap(found, whole),
+            "moved": gap(start, whole),
+            "optimizer": gap(two.tensors["optimizer"], one.tensors["optimizer"]),
+        }
     (folder / "report.json").write_text(json.dumps(report))
 
 

@@ -379,6 +379,20 @@ def test_compile_without_a_compiler(tmp_path, monkeypatch):
         train(make_config(compile=True), Toy(), batches, tmp_path)
 
 
+def test_what_cannot_be_sharded_is_refused(tmp_path):
+    with pytest.raises(UserError, match="one forward pass of the whole module"):
+        train(make_config(shard=True), Toy(), batches, tmp_path)
+    toy = Toy()
+    toy.shardable = True
+    with pytest.raises(UserError, match="evaluate-every 0"):
+        train(make_config(shard=True), toy, batches, tmp_path, evaluate=lambda module, step: {})
+    with pytest.raises(UserError, match="do not go together"):
+        train(make_config(shard=True, compile=True), toy, batches, tmp_path)
+    assert not any(tmp_path.iterdir())
+    # One process has every part anyway.
+    train(make_config(shard=True, max_steps=2), toy, batches, tmp_path, quiet=True)
+
+
 def test_bf16_computes_in_bf16_and_keeps_fp32(tmp_path):
     seen = set()
 

@@ -214,7 +214,7 @@ def test_what_accelerate_turns_into_one_process_is_refused():
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_sharded_weights_are_refused(name):
     """As `accelerate launch --use_fsdp` sets it; on a CPU Accelerate would ignore it in silence."""
-    with pytest.raises(UserError, match=f"asked for {name}.*DDP only.*lora"):
+    with pytest.raises(UserError, match=f"asked for {name}.*training.shard.*lora"):
         check_rank_environment({f"ACCELERATE_USE_{name}": "true"})
     check_rank_environment({f"ACCELERATE_USE_{name}": "false"})
     sharding = SimpleNamespace(distributed_type=DistributedType(name), num_processes=1)

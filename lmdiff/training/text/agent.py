@@ -20,10 +20,12 @@ from lmdiff.pipelines.text_agents import (
 from lmdiff.text.config import TextAgentConfig
 from lmdiff.text.tasks import TextTask, make_task
 from lmdiff.training.callbacks import Event, Watch
+from lmdiff.training.guards import check_sharding
 from lmdiff.training.launch import make_accelerator
 from lmdiff.training.loop import train
 from lmdiff.training.manifest import check_same_agent
 from lmdiff.training.ranks import shard_of
+from lmdiff.training.sharding import trained_weights
 from lmdiff.training.text.rl_agent import train_rl
 from lmdiff.training.text.sft import Examples, SFTModule
 
@@ -59,6 +61,9 @@ def train_text_agent(
     set_seed(config.training.seed)
     parts = make_text_model(config.model, task.alphabet, init)
     if config.algorithm == "rl":
+        check_sharding(
+            config.training, parts.model, evaluates=False
+        )  # its trainer has no such setting
         return train_rl(
             config,
             task,
@@ -96,9 +101,10 @@ def train_sft(
         shard = shard_of(accelerator, number)
         return examples.batch(training.seed, shard, training.batch_size)
 
+    module = SFTModule(parts, config.sft)
     metrics = train(
         training,
-        SFTModule(parts, config.sft),
+        module,
         batches,
         run_dir,
         accelerator=accelerator,
@@ -109,7 +115,12 @@ def train_sft(
         onednn=True,
         quiet=quiet,
     )
+    trained = trained_weights(module) if training.shard else {}
     if accelerator.is_main_process:
+        if training.shard:  # what was sharded stays so: a whole model takes its weights
+            set_seed(training.seed)
+            parts = make_text_model(config.model, task.alphabet, init)
+            SFTModule(parts, config.sft).load_state_dict(trained, strict=False)
         save_text_agent(config, parts, run_dir / "agent", metrics)
     accelerator.wait_for_everyone()
     return metrics

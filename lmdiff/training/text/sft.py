@@ -27,7 +27,9 @@ _NOISE: dict[str, DrawNoise] = {
 
 
 class SFTModule(nn.Module):
-    """A `Trainable` (see loop.py): nats per token, the mean over texts."""
+    """A `Trainable` (see callbacks.py): nats per token, the mean over texts."""
+
+    shardable = True  # a step is one forward pass of all of it
 
     def __init__(self, parts: TextModel, config: SFTConfig):
         super().__init__()
