@@ -184,7 +184,7 @@ class PolicyPipeline(DiffusionPipeline):
             )
         if not np.isfinite(values).all():
             raise UserError("An observation is not finite.")
-        # Not `self.device`: that asks every module, for a third of the time of a two-step action.
+        # Not `self.device`: that asks every module, at each action.
         device = self.normalizer.offset.device
         return encode_observations(self.normalizer, torch.from_numpy(values).to(device))
 

@@ -10,6 +10,7 @@ from lmdiff.algos.on_policy import Decisions, gae
 from lmdiff.algos.policies import make_algorithm
 from lmdiff.denoisers.processes import make_process
 from lmdiff.errors import UserError
+from lmdiff.training.policy.on_policy_data import _size
 
 STEPS = 4
 SETTINGS = {
@@ -130,3 +131,20 @@ def test_generalised_advantages():
     # A time limit: the episode goes on in its last value.
     limited = gae(torch.zeros(1), torch.tensor([0.9]), torch.tensor([1.0, 2.0]), 0.95)
     assert limited.item() == pytest.approx(0.8)
+
+
+def test_values_are_learnt_in_units_of_the_returns():
+    """Dense rewards add up to much, and a network that starts near 0 learns that slowly."""
+    rewards, discounts = torch.full((5,), -8.0), torch.tensor([1.0, 1, 1, 1, 0])
+    unit = _size([(rewards, discounts)])
+    assert unit.item() == pytest.approx(8 * (55 / 5) ** 0.5)  # returns of -8, -16, ... -40
+    assert _size([(torch.zeros(2), discounts[-2:])]) == 1
+    algorithm = imitated("fpo")
+    algorithm.return_unit.copy_(unit)
+    batch = played(algorithm, seeded(1))
+    value = algorithm.value(batch.now)[0]
+    assert torch.equal(algorithm.worth(batch.now), value * unit)
+    exact = batch._replace(returns=algorithm.worth(batch.now).detach())
+    assert algorithm(exact, seeded(1))["value_loss"] < 1e-8
+    off = exact._replace(returns=exact.returns + unit)  # by one unit
+    assert algorithm(off, seeded(1))["value_loss"] == pytest.approx(1.0, rel=1e-3)

@@ -1,10 +1,11 @@
 """Sharded training (FSDP2) on two gloo ranks, as a program: python fsdp_program.py FOLDER.
 
 LoRA on a small BERT, and all of its weights, by the loop that trains every agent. The same is
-trained whole in one process, on both ranks' batches, and goes on from what the ranks wrote.
+trained whole in one process, on both ranks' batches; and one process goes on from what two wrote.
 """
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,10 @@ def sharded(folder, report):
             "parameters": sum(1 for _ in module.parameters()),
             "blocks": len(blocks(module)),
         }
-        # Another process goes on from what was saved: here the same ranks, with a new module.
+        if accelerator.is_main_process:
+            shutil.copytree(folder / adaptation, folder / f"{adaptation}-half")
+        accelerator.wait_for_everyone()
+        # Others go on from what was saved: here the same ranks, with a new module.
         module = learn(folder / adaptation, accelerator, adaptation, True, resume=True)
         weights = trained_weights(module)
         if accelerator.is_main_process:
@@ -80,9 +84,11 @@ def main(folder):
         whole = trained_weights(learn(folder / f"{adaptation}-1", twice, adaptation, False))
         start = trained_weights(learn(folder / f"{adaptation}-0", twice, adaptation, False, 1))
         found = torch.load(folder / f"{adaptation}.pt", weights_only=True)
+        half = learn(folder / f"{adaptation}-half", twice, adaptation, True, resume=True)
         one, two = (latest_checkpoint(folder / f"{adaptation}{end}") for end in ("-1", ""))
         report[adaptation] = {
             "gap": gap(found, whole),
+            "gone_on_alone": gap(trained_weights(half), whole),
             "moved": gap(start, whole),
             "optimizer": gap(two.tensors["optimizer"], one.tensors["optimizer"]),
         }

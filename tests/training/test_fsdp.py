@@ -38,6 +38,7 @@ def test_two_ranks_with_a_part_each_end_where_one_with_the_whole_does(reports, a
         assert rank[adaptation]["blocks"] == 1  # of a BERT with one layer
     assert report[adaptation]["moved"] > 1e-3
     assert report[adaptation]["gap"] < 1e-5
+    assert report[adaptation]["gone_on_alone"] < 1e-5
     assert report[adaptation]["optimizer"] < 1e-5
 
 

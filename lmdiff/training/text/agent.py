@@ -61,9 +61,8 @@ def train_text_agent(
     set_seed(config.training.seed)
     parts = make_text_model(config.model, task.alphabet, init)
     if config.algorithm == "rl":
-        check_sharding(
-            config.training, parts.model, evaluates=False
-        )  # its trainer has no such setting
+        # Its trainer has no such setting, and would leave it out in silence.
+        check_sharding(config.training, parts.model, evaluates=False)
         return train_rl(
             config,
             task,
